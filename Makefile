@@ -1,0 +1,29 @@
+# `make quickstart` and `make test` set themselves up: a virtual environment in .venv, made once.
+# recbole 1.2.1 resolves on Python 3.11; another interpreter: make PYTHON=/path/to/python3.11 ...
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+INSTALLED = $(VENV)/.installed
+
+.PHONY: quickstart test lint bench clean
+
+quickstart: $(INSTALLED)
+	$(VENV)/bin/python run_recbole_llm.py --model=SASRec,LLMSRec,LLMSTAR --dataset=ml-100k --config_files=properties/quickstart.yaml
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m pytest
+
+lint: $(INSTALLED)
+	$(VENV)/bin/python -m ruff check .
+
+bench: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/step_cost.py
+
+# The marker is written last, so that an installation that was cut off is taken up again.
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) build *.egg-info recbole_llm.egg-info

@@ -1,0 +1,241 @@
+"""Run prompts through the LLM: vectors in at the slots, hidden states out at the out tokens, nothing computed twice.
+
+Three things make an encoding cheap, and each can be switched off to get the plain path that the tests compare with:
+
+* Length buckets: prompts are cut into micro-batches that pad as little as pays (``cut_into_micro_batches``). Padding is
+  on the right, where a causal LLM's earlier positions cannot see it, so no padding mask is needed.
+* ``share_header``: the instruction header is the same in every prompt. Its keys and values are computed once
+  and every prompt attends to them.
+* ``share_prefix``: a perturbed prompt repeats its parent up to the first moved item. Only its tail is encoded,
+  attending to the parent's keys and values::
+
+      header      h h h                          once per weights (frozen LLM) or once per batch
+      original          a a a b b b c c c . out
+      perturbed               . . . c c c b b b . out      attends to  h h h a a a  of its parent
+
+  Positions continue those of the prefix, so the result is that of the whole prompt, in value and in gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
+
+from recbole_llm.backbone.llm import Backbone
+from recbole_llm.data.collate import PromptBatch, cut_into_micro_batches
+
+KeyValues = list[tuple[Tensor, Tensor]]  # per layer: keys and values, each [rows, key-value heads, tokens, head size]
+
+
+@dataclass
+class EncoderSettings:
+    """How prompts are batched; affects cost, not results.
+
+    Attributes:
+        micro_batch_tokens: the most padded tokens in one call of the LLM.
+        call_cost: what a call of the LLM costs however few tokens it has, in tokens.
+        share_header: compute the header's keys and values once.
+        share_prefix: encode only the tails of perturbed prompts.
+        recompute: keep no activations between forward and backward, run the forward again (memory against time).
+    """
+
+    micro_batch_tokens: int = 8192
+    call_cost: int = 32
+    share_header: bool = True
+    share_prefix: bool = True
+    recompute: bool = False
+
+
+@dataclass
+class EncoderCounts:
+    """Work done so far: ``prompts`` asked for, ``tokens`` asked for, ``computed`` tokens run, ``padding`` among them."""
+
+    prompts: int = 0
+    tokens: int = 0
+    computed: int = 0
+    padding: int = 0
+    calls: int = 0
+
+
+class PromptEncoder(nn.Module):
+    """Encodes :class:`PromptBatch` es with a :class:`Backbone`.
+
+    Args:
+        backbone: the LLM.
+        settings: see :class:`EncoderSettings`.
+    """
+
+    def __init__(self, backbone: Backbone, settings: EncoderSettings) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.settings = settings
+        self.counts = EncoderCounts()
+        self._headers: dict[tuple[int, ...], KeyValues] = {}
+
+    def forward(self, batch: PromptBatch, vectors: Tensor) -> Tensor:
+        """Encode a batch.
+
+        Args:
+            batch: N prompts.
+            vectors: what goes into the slots and out tokens, ``[V + out tokens, input size]``; row order as in
+                ``PromptBatch.vector_index``.
+
+        Returns:
+            the last hidden state at each out token, float32 ``[N, out tokens, hidden size]``, differentiable in
+            ``vectors`` (and in the LLM's weights where they are trained).
+        """
+        device = self.backbone.embedding.weight.device
+        tokens = torch.from_numpy(batch.tokens).to(device).long()
+        vector_index = torch.from_numpy(batch.vector_index).to(device)
+        vectors = vectors.to(self.backbone.dtype)
+        header, header_length = self._header(batch, tokens)
+        lengths = batch.lengths
+        shares = self.settings.share_prefix and (batch.parent >= 0).any()
+        originals = np.flatnonzero(batch.parent < 0) if shares else np.arange(len(batch))
+        self.counts.prompts += len(batch)
+        self.counts.tokens += int(lengths.sum())
+
+        outputs, rows = [], []
+        micro_batches = cut_into_micro_batches(
+            lengths[originals] - header_length, self.settings.micro_batch_tokens, self.settings.call_cost
+        )
+        for micro_batch in micro_batches:
+            group = originals[micro_batch]
+            tails = np.flatnonzero(np.isin(batch.parent, group)) if shares else group[:0]
+            arguments = (batch, group, tails, header_length, header, tokens, vector_index, vectors)
+            if self.settings.recompute and torch.is_grad_enabled():
+                # The RNG state matters only where the LLM has dropout, that is where it is trained.
+                hidden = checkpoint(
+                    self._encode_group, *arguments, use_reentrant=False, preserve_rng_state=not self.backbone.frozen
+                )
+            else:
+                hidden = self._encode_group(*arguments)
+            outputs.append(hidden)
+            rows.append(np.concatenate([group, tails]))
+        order = torch.from_numpy(np.argsort(np.concatenate(rows), kind="stable")).to(device)
+        return torch.cat(outputs)[order]
+
+    def _header(self, batch: PromptBatch, tokens: Tensor) -> tuple[KeyValues | None, int]:
+        """Keys and values of the common header, each ``[1, heads, header length, head size]``."""
+        if not self.settings.share_header or batch.header_length == 0:
+            return None, 0
+        frozen = self.backbone.frozen
+        key = tuple(batch.tokens[: batch.header_length].tolist())
+        if frozen and key in self._headers:
+            return self._headers[key], batch.header_length
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            embeddings = self.backbone.embedding(tokens[None, : batch.header_length])
+            _, cache = self.backbone(embeddings, _positions(0, batch.header_length, embeddings.device), use_cache=True)
+            header = _layers(cache)
+        if frozen:
+            self._headers[key] = header
+        return header, batch.header_length
+
+    def clear(self) -> None:
+        """Forget what was computed from the LLM's weights. Call it where they have moved to another device."""
+        self._headers.clear()
+
+    def _encode_group(
+        self,
+        batch: PromptBatch,
+        group: np.ndarray,
+        tails: np.ndarray,
+        header_length: int,
+        header: KeyValues | None,
+        tokens: Tensor,
+        vector_index: Tensor,
+        vectors: Tensor,
+    ) -> Tensor:
+        """Encode one micro-batch of originals, then the tails of their perturbed prompts against its keys and values.
+
+        Returns:
+            float32 ``[len(group) + len(tails), out tokens, hidden size]``.
+        """
+        past = None if header is None else _cache(
+            [(k.expand(len(group), -1, -1, -1), v.expand(len(group), -1, -1, -1)) for k, v in header]
+        )
+        prefix = np.full(len(group), header_length)
+        hidden, cache = self._call(batch, group, prefix, past, header_length, tokens, vector_index, vectors, len(tails) > 0)
+        if len(tails) == 0:
+            return hidden
+        keys_values = _layers(cache)
+        row_of = {int(prompt): row for row, prompt in enumerate(group)}
+        parents = np.array([row_of[int(batch.parent[tail])] for tail in tails])
+        parts, rows = [hidden], [np.arange(len(group))]
+        tail_lengths = batch.lengths[tails] - batch.shared[tails]
+        for part in cut_into_micro_batches(tail_lengths, self.settings.micro_batch_tokens, self.settings.call_cost):
+            prompts, prefix = tails[part], batch.shared[tails[part]]
+            parent_rows = torch.from_numpy(parents[part]).to(tokens.device)
+            longest = int(prefix.max())
+            past = _cache([(k[parent_rows, :, :longest], v[parent_rows, :, :longest]) for k, v in keys_values])
+            hidden, _ = self._call(batch, prompts, prefix, past, longest, tokens, vector_index, vectors, False)
+            parts.append(hidden)
+            rows.append(len(group) + part)
+        order = torch.from_numpy(np.argsort(np.concatenate(rows), kind="stable")).to(tokens.device)
+        return torch.cat(parts)[order]
+
+    def _call(
+        self,
+        batch: PromptBatch,
+        prompts: np.ndarray,
+        prefix: np.ndarray,
+        past: DynamicCache | None,
+        past_length: int,
+        tokens: Tensor,
+        vector_index: Tensor,
+        vectors: Tensor,
+        use_cache: bool,
+    ) -> tuple[Tensor, DynamicCache | None]:
+        """Run the LLM over each prompt's tokens after its first ``prefix`` ones, which ``past`` holds.
+
+        ``past`` is ``past_length`` long in every row; a row sees its first ``prefix`` entries only.
+        """
+        device = tokens.device
+        starts = batch.offsets[prompts] + prefix
+        lengths = batch.offsets[prompts + 1] - starts
+        width = int(lengths.max())
+        column = np.arange(width)
+        flat = np.where(column < lengths[:, None], starts[:, None] + column, 0)
+        self.counts.calls += 1
+        self.counts.computed += flat.size
+        self.counts.padding += flat.size - int(lengths.sum())
+
+        flat_positions = torch.from_numpy(flat).to(device)
+        which = vector_index[flat_positions]
+        embeddings = self.backbone.embedding(tokens[flat_positions].clamp(min=0))
+        embeddings = embeddings.to(vectors.dtype).index_put(torch.where(which >= 0), vectors[which[which >= 0]])
+
+        if past is None:
+            mask = None
+            positions = _positions(0, width, device)
+        else:
+            prefix_on_device = torch.from_numpy(prefix).to(device)
+            causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+            if (prefix == past_length).all():
+                mask = torch.cat([causal.new_ones(width, past_length), causal], dim=1)[None, None]
+            else:
+                seen = torch.arange(past_length, device=device) < prefix_on_device[:, None]
+                seen = seen[:, None].expand(-1, width, -1)
+                mask = torch.cat([seen, causal.expand(len(prompts), -1, -1)], dim=2)[:, None]
+            positions = prefix_on_device[:, None] + torch.arange(width, device=device)
+        output, cache = self.backbone(embeddings, positions, mask, past, use_cache=use_cache)
+
+        out = torch.from_numpy(batch.out_positions[prompts] - starts[:, None]).to(device)
+        return output[torch.arange(len(prompts), device=device)[:, None], out].float(), cache
+
+
+def _positions(start: int, length: int, device: torch.device) -> Tensor:
+    return torch.arange(start, start + length, device=device)[None]
+
+
+def _layers(cache: DynamicCache) -> KeyValues:
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _cache(layers: KeyValues) -> DynamicCache:
+    return DynamicCache(ddp_cache_data=layers)

@@ -1,0 +1,150 @@
+"""Checkpoints: trained weights in safetensors and a JSON record beside them. Nothing is pickled, nothing unpickled.
+
+::
+
+    saved/LLMSTAR-ml-100k-seed2020-1f3c.../
+        recbole_llm.json       what it is: model, dataset, data fingerprint, backbone, settings, results
+        model.safetensors      trained parameters only, float32
+        resume/                state of an unfinished training (removed when it ends)
+            state.json         position, best score, random states
+            state.safetensors  weights and optimizer state
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from recbole_llm.errors import UserError
+
+RECORD = "recbole_llm.json"
+WEIGHTS = "model.safetensors"
+FORMAT = 1
+
+
+def exists(folder: str | Path) -> bool:
+    """Whether ``folder`` holds a finished checkpoint."""
+    return (Path(folder) / RECORD).is_file() and (Path(folder) / WEIGHTS).is_file()
+
+
+def folder_of(path: str | Path) -> Path:
+    """The checkpoint folder that ``path`` means: the folder itself, or a file in it."""
+    path = Path(path)
+    return path.parent if path.is_file() else path
+
+
+def _replace(file: Path, write) -> None:
+    """Write a file beside its place, then move it there in one step: a killed program leaves the old one whole."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a safetensors file in one step."""
+    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    _replace(file, lambda temporary: save_file(ready, str(temporary)))
+
+
+def as_json(value: Any) -> Any:
+    """``value`` as it comes back from JSON (tuples become lists, paths text), for comparison with a record."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def write_json(file: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON file in one step."""
+    text = json.dumps(record, indent=2, default=str, allow_nan=True) + "\n"
+    _replace(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write(folder: str | Path, record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint. The record is written last: a folder with a record has its weights."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / WEIGHTS, weights)
+    write_json(folder / RECORD, {"format": FORMAT, **record})
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: the file is missing, truncated or no JSON object.
+    """
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist: give the folder of a checkpoint that this library wrote.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is truncated or not a checkpoint of this library ({error}).") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{file} is not a checkpoint of this library.")
+    return record
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """Read the record of a checkpoint folder.
+
+    Raises:
+        UserError: no checkpoint, a foreign one, or one of a newer format.
+    """
+    folder = folder_of(folder)
+    record = read_json(folder / RECORD)
+    if not isinstance(record.get("format"), int) or "model" not in record:
+        raise UserError(f"{folder / RECORD} is not a checkpoint of this library.")
+    if record["format"] > FORMAT:
+        raise UserError(f"{folder} was written by a newer version of recbole-llm: update the library to read it.")
+    return record
+
+
+def read_tensors(file: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        UserError: the file is missing, truncated or of another format.
+    """
+    try:
+        return load_file(str(file), device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} is missing, truncated or no safetensors file ({error}).") from None
+
+
+def read_weights(folder: str | Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Read the weights of a checkpoint folder."""
+    return read_tensors(folder_of(folder) / WEIGHTS, device)
+
+
+def check(record: Mapping[str, Any], folder: str | Path, **expected: Any) -> None:
+    """Refuse a checkpoint that is of another model, dataset, split or backbone.
+
+    Raises:
+        UserError: naming the first difference.
+    """
+    for key, value in expected.items():
+        if record.get(key) == value:
+            continue
+        if key == "fingerprint":
+            raise UserError(
+                f"The checkpoint {folder} was trained on other data (dataset {record.get('dataset')}, or another split or "
+                f"filter of it): train it again on this one, or give the dataset and split that it belongs to."
+            )
+        raise UserError(f"The checkpoint {folder} has {key} {record.get(key)!r}, not {value!r}.")
+
+
+def remove_resume_state(folder: str | Path) -> None:
+    """Delete the state of an unfinished training."""
+    shutil.rmtree(Path(folder) / "resume", ignore_errors=True)

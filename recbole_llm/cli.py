@@ -1,0 +1,166 @@
+"""The command line: ``recbole-llm run`` and ``recbole-llm recommend``.
+
+A user's mistake ends with one sentence on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recbole_llm.errors import UserError, closest
+
+USAGE = """\
+recbole-llm: LLM-based sequential recommenders in RecBole
+
+  recbole-llm run --model=SASRec,LLMSRec,LLMSTAR --dataset=ml-100k [--seed=1,2,3] [--key=value ...]
+      train and compare models; --help lists models, datasets, backbones and keys
+  recbole-llm recommend --checkpoint=saved/... (--user=196 | --history='[Toy Story, GoldenEye]') [--topk=10]
+      print the top items of a trained model, by title
+"""
+COMMANDS = ("run", "recommend")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(USAGE, end="")
+            return 0
+        command, rest = argv[0], argv[1:]
+        if command not in COMMANDS:
+            near = closest(command, COMMANDS)
+            raise UserError(f"unknown command {command!r}" + (f"; did you mean {near}?" if near else f"; choose {COMMANDS}."))
+        return {"run": run, "recommend": recommend}[command](rest)
+    except UserError as error:
+        return _fail(f"Error: {error}")
+    except KeyboardInterrupt:
+        return _fail("Interrupted: what was trained is kept; the same command with --resume=True goes on with the rest.")
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        return _fail(
+            "Error: out of memory; lower micro_batch_tokens or train_batch_size, or set --recompute_activations=True "
+            "(or take fewer backbone_layers)."
+        )
+
+
+def run(argv: Sequence[str]) -> int:
+    """``recbole-llm run``: train and compare models, print one table."""
+    from recbole_llm.config import help_text, load_yaml, parse_command_line
+
+    settings = parse_command_line(argv)
+    if settings.pop("help", False):
+        print(help_text(settings.get("data_path", "dataset/")))
+        return 0
+    files = [file for file in str(settings.pop("config_files", "") or "").replace(",", " ").split() if file]
+    from_files: dict[str, Any] = {}
+    for file in files:
+        from_files.update(load_yaml(file))
+
+    def setting(name: str) -> Any:
+        return settings.pop(name, from_files.get(name))
+
+    models = [name.strip() for name in str(setting("model") or "").split(",") if name.strip()]
+    if not models:
+        raise UserError("name the models to run: --model=SASRec,LLMSTAR (--help lists them).")
+    dataset = setting("dataset")
+    if not dataset:
+        raise UserError("name a dataset: --dataset=ml-100k (--help lists them).")
+    seeds = _seeds(setting("seed"))
+    results_file, per_user_file = setting("results_file"), setting("per_user_file")
+
+    from recbole_llm import report
+    from recbole_llm.quick_start import compare
+
+    def keep(rows: list[Mapping[str, Any]]) -> None:
+        if results_file:
+            report.write_json(rows, results_file)
+        if per_user_file:
+            report.write_per_user(rows, per_user_file)
+
+    rows = compare(models, str(dataset), seeds, files, settings, on_row=keep)
+    keep(rows)
+    print()
+    print(report.format_table(rows))
+    for row in rows:
+        if row.get("checkpoint"):
+            print(f"{row['model']} (seed {row['seed']}): {row['checkpoint']}")
+    return 2 if any("error" in row for row in rows) else 0
+
+
+def recommend(argv: Sequence[str]) -> int:
+    """``recbole-llm recommend``: print the top items for a user or a history."""
+    from recbole_llm.config import parse_command_line
+
+    known = {"checkpoint", "user", "history", "topk", "exclude_history", "help"}
+    settings = parse_command_line(argv)
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        near = closest(unknown[0], known)
+        raise UserError(f"unknown key --{unknown[0]}" + (f"; did you mean --{near}?" if near else f"; known: {sorted(known)}."))
+    if settings.get("help") or "checkpoint" not in settings:
+        if settings.get("help"):
+            print(USAGE, end="")
+            return 0
+        raise UserError("name a trained model: --checkpoint=saved/<folder>.")
+    topk = settings.get("topk", 10)
+    if not isinstance(topk, int) or isinstance(topk, bool):
+        raise UserError(f"--topk is {topk!r}: give a whole number above 0.")
+    history = settings.get("history")
+    if isinstance(history, str):
+        history = [history]
+    user = settings.get("user")
+
+    from recbole_llm.quick_start import recommend as best_items
+
+    titles, found = best_items(
+        str(settings["checkpoint"]),
+        None if user is None else str(user),
+        history,
+        topk,
+        bool(settings.get("exclude_history", True)),
+    )
+    shown = titles[-10:]
+    print(f"History ({len(titles)} items" + (", the last 10:" if len(titles) > len(shown) else ":"))
+    for title in shown:
+        print(f"      {_printable(title)}")
+    print("Recommended:")
+    for rank, (item, title, score) in enumerate(found, start=1):
+        print(f"  {rank:>3} {_printable(title)}  (item {item}, score {score:.4f})")
+    return 0
+
+
+def _seeds(value: Any) -> list[int]:
+    """Seeds from ``--seed=7``, ``--seed=1,2,3`` or a YAML list."""
+    if value is None:
+        return []
+    entries = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    seeds = []
+    for entry in entries:
+        try:
+            seeds.append(int(str(entry)))
+        except ValueError:
+            raise UserError(f"seed: {value!r} is no whole number or list of them; write --seed=1,2,3.") from None
+    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise UserError(f"seed: {value!r} must be different whole numbers, 0 or above.")
+    return seeds
+
+
+def _printable(text: str) -> str:
+    """A title for a terminal: one line, no control characters (a title could hold an escape sequence), not endless."""
+    clean = "".join(character if character.isprintable() else " " for character in text)
+    return clean if len(clean) <= 100 else clean[:97] + "..."
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def _fail(sentence: str) -> int:
+    print(sentence, file=sys.stderr)
+    return 2

@@ -1,0 +1,21 @@
+"""Errors that are the user's to mend, told apart from defects of the library."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in the input: one sentence that names the file, line or key, and the remedy.
+
+    The command line prints the sentence and exits with code 2; library callers see an ordinary ``ValueError``.
+    """
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the entry of ``known`` that looks most like ``name``, or None where nothing is near."""
+    known = list(known)
+    by_lower_case = {entry.lower(): entry for entry in known}
+    matches = difflib.get_close_matches(str(name).lower(), list(by_lower_case), n=1, cutoff=0.6)
+    return by_lower_case[matches[0]] if matches else None

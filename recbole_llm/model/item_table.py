@@ -1,0 +1,59 @@
+"""Item representations, computed once per set of weights and only where somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class ItemTable:
+    """A cache of item representations that empties itself when the weights they came from change.
+
+    Every in-place change of a parameter (an optimizer step, loading a checkpoint) raises the version that PyTorch
+    keeps of it, so that no caller has to remember to invalidate the table.
+
+    Args:
+        encode: internal item ids int64 ``[n]`` -> representations ``[n, d']``.
+        parameters: those that ``encode`` depends on and that may change.
+        items: size of the catalogue, padding included.
+
+    Attributes:
+        encoded: how many items have been encoded since the table was made; counts work, for tests and benchmarks.
+    """
+
+    def __init__(self, encode: Callable[[np.ndarray], Tensor], parameters: Iterable[nn.Parameter], items: int) -> None:
+        self._encode = encode
+        self._parameters = list(parameters)
+        self._items = items
+        self._version: tuple[tuple[int, int], ...] | None = None
+        self._table: Tensor | None = None
+        self._present = np.zeros(items, dtype=bool)
+        self.encoded = 0
+
+    def _current_version(self) -> tuple[tuple[int, int], ...]:
+        return tuple((parameter.data_ptr(), parameter._version) for parameter in self._parameters)
+
+    @torch.no_grad()
+    def rows(self, items: np.ndarray) -> Tensor:
+        """Return the representations of ``items`` (int64, any shape), encoding those not yet in the table.
+
+        Returns:
+            float32 ``[*items.shape, d']``, without gradient.
+        """
+        version = self._current_version()
+        if version != self._version:
+            self._version, self._table = version, None
+            self._present[:] = False
+        wanted = np.unique(items)
+        missing = wanted[~self._present[wanted]]
+        if len(missing):
+            encoded = self._encode(missing)
+            if self._table is None:
+                self._table = encoded.new_zeros((self._items, encoded.shape[-1]))
+            self._table[torch.from_numpy(missing).to(encoded.device)] = encoded
+            self._present[missing] = True
+            self.encoded += len(missing)
+        return self._table[torch.from_numpy(items).to(self._table.device)]

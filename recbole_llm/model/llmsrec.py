@@ -1,0 +1,55 @@
+"""LLM-SRec: distil a sequential teacher's user representation into a frozen LLM.
+
+Reference:
+    Sein Kim et al., "Lost in Sequence: Do Large Language Models Understand Sequential Recommendation?", KDD 2025.
+
+Reference code:
+    https://github.com/Sein-Kim/LLM-SRec
+"""
+
+from __future__ import annotations
+
+from recbole.config import Config
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+from recbole_llm.data.dataset import TextSequentialDataset
+from recbole_llm.loss.distillation import distillation_loss
+from recbole_llm.loss.retrieval import retrieval_loss
+from recbole_llm.loss.uniformity import uniformity_loss
+from recbole_llm.model.abstract_recommender import LLMRecommender
+from recbole_llm.model.heads import projection
+
+
+class LLMSRec(LLMRecommender):
+    """LLM-SRec: L = L_retrieval + L_distill + L_uniform (equation 4).
+
+    The LLM and the teacher are frozen. Trained: f_I, f_item, f_user, f_CF-user and the vectors [UserOut], [ItemOut].
+    """
+
+    loss_names = ("retrieval", "distillation", "uniformity")
+
+    def __init__(self, config: Config, dataset: TextSequentialDataset) -> None:
+        super().__init__(config, dataset)
+        self.distill_loss = config["distill_loss"]
+        self.distill_weight = config["distill_weight"]
+        self.distill_temperature = config["distill_temperature"]
+        self.mse_reduction = config["mse_reduction"]
+        self.uniform_weight = config["uniform_weight"]
+        size = config["representation_size"]
+        self.teacher_head = projection(self.teacher.size, config["teacher_head_hidden_size"], size, "gelu")  # f_CF-user
+
+    def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, Tensor, Tensor]:
+        # Equation 1: the target against its negatives.
+        users = self.represent_users(interaction)  # f_user(h_U)
+        scores = self.score_candidates(users, self.training_candidates(interaction))
+
+        # Equation 2: the student's representation towards the teacher's, O_u.
+        teacher_users = self.teacher_head(self.teacher.represent(interaction))  # f_CF-user(O_u)
+        distillation = distillation_loss(
+            users, teacher_users, self.distill_loss, self.mse_reduction, self.distill_temperature
+        )
+
+        # Equation 3: neither side may let all users look the same.
+        uniformity = uniformity_loss(users) + uniformity_loss(teacher_users)
+        return retrieval_loss(scores), self.distill_weight * distillation, self.uniform_weight * uniformity
