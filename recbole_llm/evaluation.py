@@ -759,7 +759,7 @@ def paired_test(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, float]
     mean = float(differences.mean())
     null = np.abs(_sign_flip_sums(differences[differences != 0], seed)) / len(a)
     # Sums of the same numbers in another order differ in the last bits, and count as equal.
-    null[np.isclose(null, abs(mean), rtol=1e-9, atol=0.0)] = abs(mean)
+    null[np.isclose(null, abs(mean), rtol=0.0, atol=1e-9 * np.abs(differences).mean())] = abs(mean)
     p_value = float(np.mean(null >= abs(mean)))
     half_width = float(np.sort(null)[-1 - len(null) // 20])  # at most 5% lie beyond it
     return {

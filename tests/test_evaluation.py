@@ -307,6 +307,7 @@ def test_sampler_follows_recboles_order_for_several_rows(movies):
     served = sampler.sample_by_user_ids(users.numpy(), items.numpy(), 5)
     expected = draw_candidates(movies.test, 5, movies.config["seed"], "test")[:3, 1:]
     np.testing.assert_array_equal(served.view(5, 3).T.numpy(), expected)
+    assert len(sampler.sample_by_user_ids(users.numpy(), items.numpy(), 7)) == 21
     assert sampler.used_ids[int(users[0])] == set(movies.test.user_items[int(users[0])].tolist())
     with pytest.raises(ValueError, match="not a row"):
         sampler.sample_by_user_ids(users.numpy(), [0, 0, 0], 5)
@@ -521,6 +522,23 @@ def test_batches_and_subsets_change_nothing(batch):
     some = np.array([5, 79, 0])
     part = evaluate_ranking(coarse, split, config, "valid", rows=some, eval_batch_rows=batch)
     np.testing.assert_array_equal(part.ranks, whole.ranks[some])
+    order = np.random.default_rng(0).permutation(80)
+    shuffled = SimpleNamespace(**{**vars(split), "inter_feat": split.inter_feat[order]})
+    moved = evaluate_ranking(coarse, shuffled, config, "valid", eval_batch_rows=batch)
+    np.testing.assert_array_equal(moved.ranks, whole.ranks[order])
+
+
+def test_subsets_of_a_full_ranking():
+    split = random_split(users=40, item_num=30)
+    config = make_config(mode="full")
+
+    def coarse(rows, candidates):
+        return (rows["user_id"][:, None] + torch.arange(30)) % 5
+
+    whole = evaluate_ranking(coarse, split, config, "test")
+    assert len(set(whole.ranks.tolist())) > 10
+    some = np.array([31, 2])
+    np.testing.assert_array_equal(evaluate_ranking(coarse, split, config, "test", rows=some).ranks, whole.ranks[some])
 
 
 def test_evaluation_refuses_what_it_cannot_do():
@@ -558,6 +576,19 @@ def test_stock_models_score_alike_with_and_without_full_sort(movies, name, monke
     few = rows[np.arange(2)]
     torch.testing.assert_close(slow(few, None)[:, 1:], catalogue[:2, 1:], atol=1e-5, rtol=0)
     torch.testing.assert_close(catalogue.gather(1, candidates), fast, atol=1e-5, rtol=0)
+
+
+def test_scores_of_a_models_special_tokens_are_left_out():
+    model = SimpleNamespace(
+        device="cpu",
+        n_items=4,
+        training=False,
+        eval=lambda: None,
+        train=lambda mode: None,
+        full_sort_predict=lambda rows: torch.arange(5.0).repeat(len(rows)),  # flat, and with a mask token at the end
+    )
+    rows = Interaction({"user_id": torch.tensor([1, 2])})
+    assert stock_scores(model)(rows, None).tolist() == [[0.0, 1.0, 2.0, 3.0]] * 2
 
 
 def test_full_ranking_equals_recboles(movies, tmp_path, monkeypatch):
@@ -637,6 +668,13 @@ def test_interval_and_p_value_never_disagree(differences):
     result = paired_test(np.array(differences), np.zeros(len(differences)))
     assert 0 < result["p_value"] <= 1
     assert (result["low"] > 0 or result["high"] < 0) == (result["p_value"] <= 0.05)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-6, 6), min_size=1, max_size=11))
+def test_equal_sums_count_as_equal_whatever_their_last_bits(differences):
+    whole = np.array(differences, dtype=np.float64)
+    assert paired_test(whole * 0.1, 0 * whole)["p_value"] == paired_test(whole, 0 * whole)["p_value"]
 
 
 def test_paired_test_keeps_its_level():
