@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import re
 import shutil
 import sys
@@ -461,6 +463,12 @@ def test_two_configs_share_nothing():
     assert second["load_col"]["inter"] == ["user_id", "item_id", "timestamp"]
 
 
+def test_a_config_can_be_copied_and_sent_to_a_worker():
+    config = make_config("LLMSTAR", "ml-100k", config_dict={"beta": 0.5})
+    for other in (copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert type(other) is Config and other.final_config_dict == config.final_config_dict
+
+
 def test_use_gpu_decides_the_device():
     config = make_config("LLMSTAR", "ml-100k", config_dict={"use_gpu": False})
     assert config["device"].type == "cpu" and config["use_gpu"] is False
@@ -514,6 +522,7 @@ def test_the_command_line():
             "--backbone=1",
             "--item_text_separator= | ",
             "--prompt_interactions='movies'",
+            "--user=007",
         ]
     )
     assert parsed == {
@@ -536,6 +545,7 @@ def test_the_command_line():
         "backbone": "1",
         "item_text_separator": " | ",
         "prompt_interactions": "movies",
+        "user": "007",
     }
     assert parse_command_line(["-h"]) == parse_command_line(["--help"]) == {"help": True}
     assert parse_command_line([]) == {}
