@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -202,9 +203,10 @@ def draw_candidates(
     phase: str,
     *,
     sampling: str = "non_interacted",
+    distribution: str = "uniform",
     rows: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw the candidate set of each row: its target, then ``number`` items drawn uniformly.
+    """Draw the candidate set of each row: its target, then ``number`` other items.
 
     The draw of a row depends on the data, ``seed``, ``phase``, the user and ``number``: not on the order of the rows,
     on the other users, or on any random state. A user with several rows gets a separate draw for each.
@@ -216,41 +218,80 @@ def draw_candidates(
         seed: the run's seed.
         phase: ``valid`` or ``test``; they draw separately.
         sampling: ``non_interacted`` draws distinct items that the user never interacted with, as the retrieval papers
-            do; ``recbole`` draws as RecBole's ``uniN`` does for sequential models, any item but the target, with
-            repeats.
+            do; ``recbole`` draws as RecBole does for sequential models, any item but the target, with repeats.
+        distribution: ``uniform``, or, under ``recbole`` only, ``popularity``: in proportion to an item's interactions
+            in all splits, RecBole's ``popN``. Popular items that the user never met and that do not repeat would be
+            another distribution, which none of the papers uses.
         rows: draw for these rows of the split only (the result is that part of the full draw).
 
     Returns:
         ``[rows, 1 + number]`` int64 internal item ids, column 0 = the target. The padding id 0 is never drawn.
 
     Raises:
-        UserError: a user has fewer than ``number`` items that can be drawn.
+        UserError: a user has fewer than ``number`` items that can be drawn, or the sampling is not offered.
     """
     if sampling not in CANDIDATE_SAMPLINGS:
         raise UserError(_unknown("candidate_sampling", sampling, CANDIDATE_SAMPLINGS))
+    if sampling == "non_interacted" and distribution != "uniform":
+        raise UserError(
+            f"eval_args: mode pop{number} ({phase}) draws popular items, which candidate_sampling: non_interacted does "
+            f"not; use uni{number}, or candidate_sampling: recbole."
+        )
     users, ordinals = _users_and_ordinals(split)
     targets = split.inter_feat[split.iid_field].numpy().astype(np.int64)
     if sampling == "non_interacted":
         pools = split.item_num - 1 - _interacted_counts(split)[users]
         _check_pools(split, users, pools, number, phase)
-    else:
-        pools = np.full(len(users), split.item_num - 2, dtype=np.int64)
-
     if rows is not None:
-        users, ordinals, targets, pools = users[rows], ordinals[rows], targets[rows], pools[rows]
-    keys = _key(f"candidates {sampling} {phase}", seed, users, ordinals, np.array([number]))
+        users, ordinals, targets = users[rows], ordinals[rows], targets[rows]
+    kind = sampling if distribution == "uniform" else f"{sampling} {distribution}"
+    keys = _key(f"candidates {kind} {phase}", seed, users, ordinals, np.array([number]))
     candidates = np.empty((len(users), 1 + number), dtype=np.int64)
     candidates[:, 0] = targets
     if sampling == "non_interacted":
+        pools = pools if rows is None else pools[rows]
         candidates[:, 1:] = _skip_interacted(split, users, targets, _draw_distinct(keys, pools, number))
     else:
-        step = max(1, _CHUNK_ELEMENTS // (1 + number))
-        for start in range(0, len(users), step):
-            part = slice(start, start + step)
-            uniform = _unit(_absorb(keys[part, None], np.arange(number)))
-            item = 1 + (uniform * pools[part, None]).astype(np.int64)
-            candidates[part, 1:] = item + (item >= targets[part, None])  # all items but the target
+        weights = (
+            _popularity(split) if distribution == "popularity" else np.r_[0, np.ones(split.item_num - 1, np.int64)]
+        )
+        candidates[:, 1:] = _draw_others(keys, targets, weights, number)
     return candidates
+
+
+def _draw_others(keys: np.ndarray, targets: np.ndarray, weights: np.ndarray, number: int) -> np.ndarray:
+    """Draw ``number`` items for each row in proportion to integer weights, the row's target left out.
+
+    Args:
+        keys: ``[rows]`` uint64, the stream of each row.
+        targets: ``[rows]`` int64.
+        weights: ``[item_num]`` int64, 0 for the padding.
+        number: how many to draw.
+
+    Returns:
+        ``[rows, number]`` int64 internal item ids, with repeats.
+    """
+    up_to = np.cumsum(weights)  # item i owns the places up_to[i] - weights[i] .. up_to[i] - 1
+    left = up_to[-1] - weights[targets]
+    if number and len(left) and left.min() == 0:
+        raise UserError(f"eval_args: there is no item but the target to draw {number} candidates from; use mode full.")
+    drawn = np.empty((len(keys), number), dtype=np.int64)
+    step = max(1, _CHUNK_ELEMENTS // max(1, number))
+    for start in range(0, len(keys), step):
+        part = slice(start, start + step)
+        target = targets[part, None]
+        places = (_unit(_absorb(keys[part, None], np.arange(number))) * left[part, None]).astype(np.int64)
+        places += np.where(places >= up_to[target] - weights[target], weights[target], 0)
+        drawn[part] = np.searchsorted(up_to, places, side="right")
+    return drawn
+
+
+def _popularity(split: Any) -> np.ndarray:
+    """Return ``[item_num]`` how often each item is a target in any split, which is what RecBole counts."""
+    if not hasattr(split, "splits"):
+        raise ValueError("popularity candidates need the dataset's other splits (an attribute 'splits')")
+    targets = torch.cat([other.inter_feat[other.iid_field] for other in split.splits.values()])
+    return np.bincount(targets.numpy(), minlength=split.item_num)
 
 
 def _check_pools(split: Any, users: np.ndarray, pools: np.ndarray, number: int, phase: str) -> None:
@@ -303,7 +344,7 @@ class CandidateSampler:
             UserError: any other distribution.
         """
         if distribution != "uniform":
-            raise UserError(f"eval_args: mode pop is not supported ({distribution} candidates); use uniN or full.")
+            raise UserError(f"eval_args: candidates drawn by {distribution} are not served here; use uniN or full.")
 
     def set_phase(self, phase: str) -> CandidateSampler:
         """Return the sampler of another split of the same dataset."""
@@ -536,20 +577,20 @@ class RankingResult:
     seconds: float
 
 
-def evaluation_mode(config: Any, phase: str) -> int | None:
-    """Return the number of sampled candidates (``uni99`` gives 99), or None for ``full``.
+def evaluation_mode(config: Any, phase: str) -> tuple[str, int] | None:
+    """Return how candidates are sampled (``("uniform", 99)`` for ``uni99``), or None for ``full``.
 
     Raises:
-        UserError: RecBole's other modes. ``popN`` is refused because popularity sampling without the user's own
-            items and without repeats is a different distribution from the one that RecBole calls by that name.
+        UserError: RecBole's other modes.
     """
     mode = config["eval_args"]["mode"]
     mode = str(mode[phase] if isinstance(mode, Mapping) else mode)
     if mode == "full":
         return None
-    if mode.startswith("uni") and mode[3:].isascii() and mode[3:].isdigit() and int(mode[3:]) > 0:
-        return int(mode[3:])
-    raise UserError(f"eval_args: mode '{mode}' ({phase}) is not supported; use uniN, for example uni99, or full.")
+    match = re.fullmatch(r"(uni|pop)([1-9][0-9]*)", mode)
+    if match is None:
+        raise UserError(f"eval_args: mode '{mode}' ({phase}) is not supported; use uniN, for example uni99, or full.")
+    return {"uni": "uniform", "pop": "popularity"}[match[1]], int(match[2])
 
 
 def evaluate_ranking(
@@ -579,7 +620,7 @@ def evaluate_ranking(
         UserError: a mode or metric that is not supported, or too few items for the candidates.
     """
     started = time.perf_counter()
-    number = evaluation_mode(config, phase)
+    mode = evaluation_mode(config, phase)
     sampling = config["candidate_sampling"] or "non_interacted"
     seed = config["seed"]
     rows = np.arange(len(split.inter_feat)) if rows is None else np.asarray(rows, dtype=np.int64)
@@ -589,8 +630,9 @@ def evaluate_ranking(
     names = _row_names(split)[rows]
     targets = split.inter_feat[split.iid_field][rows]
     candidates = counted = None
-    if number is not None:
-        drawn = draw_candidates(split, number, seed, phase, sampling=sampling, rows=rows)
+    if mode is not None:
+        distribution, number = mode
+        drawn = draw_candidates(split, number, seed, phase, sampling=sampling, distribution=distribution, rows=rows)
         candidates = torch.from_numpy(drawn)
         if sampling == "recbole":
             # RecBole writes scores into one place per item, so that a repeated item counts once. So it does here.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from recbole.data.dataloader import NegSampleEvalDataLoader
 from recbole.data.interaction import Interaction
 from recbole.evaluator.collector import DataStruct
 from recbole.evaluator.register import metrics_dict
+from recbole.sampler import RepeatableSampler
 from recbole.trainer import Trainer
 from recbole.utils import get_model, init_seed
 from scipy import stats
@@ -126,7 +128,7 @@ def movies():
     for split in splits.values():
         split.user_items = user_items
         split.splits = splits
-    return SimpleNamespace(config=config, **splits)
+    return SimpleNamespace(config=config, dataset=dataset, **splits)
 
 
 def stock_model(movies, name: str):
@@ -245,6 +247,27 @@ def test_recbole_sampling_leaves_out_only_the_target():
     assert counts[0] == 0 and counts[2] == 0
     assert stats.chisquare(counts[[1, 3, 4, 5]]).pvalue > 1e-3
     assert any(len(set(row)) < 4 for row in drawn.tolist())
+
+
+def test_popularity_draws_in_proportion_to_interactions():
+    histories = {user: [1, 2, 3, 4] for user in range(1, 2001)}
+    # Targets over all splits: item 1 once per user, item 2 twice, item 3 three times; item 4 never.
+    split = make_split(histories, item_num=5, rows=[(user, 2, 0.0) for user in histories])
+    train = make_split(histories, 5, [(user, item, 0.0) for user in histories for item in (1, 2, 3, 3, 3)])
+    split.splits = {"train": train, "test": split}
+    drawn = draw_candidates(split, 4, 0, "test", sampling="recbole", distribution="popularity")[:, 1:]
+    counts = np.bincount(drawn.ravel(), minlength=5)
+    assert counts[[0, 2, 4]].sum() == 0
+    assert stats.chisquare(counts[[1, 3]], [2000, 6000]).pvalue > 1e-3
+
+
+def test_popularity_counts_what_recbole_counts(movies):
+    theirs = Counter(RepeatableSampler(["test"], movies.dataset, "popularity")._get_candidates_list())
+    ours = evaluation._popularity(movies.test)
+    assert {item: count for item, count in enumerate(ours.tolist()) if count} == theirs
+    config = make_config(mode="pop20", candidate_sampling="recbole")
+    result = evaluate_ranking(stock_scores(stock_model(movies, "SASRec")), movies.test, config, "test")
+    assert 0 < result.metrics["hit@10"] < 1
 
 
 def test_too_few_items_is_an_error_that_names_the_mode_that_works():
@@ -543,7 +566,7 @@ def test_subsets_of_a_full_ranking():
 
 def test_evaluation_refuses_what_it_cannot_do():
     split = random_split(users=3, item_num=300)
-    for mode in ("pop99", "labeled", "uni0", "uni", "uni9.5"):
+    for mode in ("labeled", "uni0", "uni", "uni9.5"):
         with pytest.raises(UserError, match=rf"eval_args: mode '{mode}' \(test\) is not supported"):
             evaluate_ranking(lambda rows, candidates: None, split, make_config(mode=mode), "test")
     with pytest.raises(UserError, match="giniindex"):
@@ -553,7 +576,10 @@ def test_evaluation_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match=r"\(3, 5\) scores for \(3, 100\)"):
         evaluate_ranking(lambda rows, candidates: torch.zeros(3, 5), split, make_config(), "test")
     assert evaluation_mode({"eval_args": {"mode": "full"}}, "test") is None
-    assert evaluation_mode(make_config(mode="uni19"), "valid") == 19
+    assert evaluation_mode(make_config(mode="uni19"), "valid") == ("uniform", 19)
+    assert evaluation_mode(make_config(mode="pop5"), "valid") == ("popularity", 5)
+    with pytest.raises(UserError, match="mode pop99 .*use uni99, or candidate_sampling: recbole"):
+        evaluate_ranking(lambda rows, candidates: None, split, make_config(mode="pop99"), "test")
 
 
 @pytest.mark.parametrize("name", ["SASRec", "GRU4Rec", "Caser", "BERT4Rec"])
