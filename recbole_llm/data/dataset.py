@@ -1,0 +1,457 @@
+"""The dataset that every model shares: RecBole's sequential dataset with item texts, dates and the true order of time.
+
+RecBole's ``SequentialDataset`` knows ids only. This class adds what a language model needs (each item's text, the dates of
+the interactions) and what a comparison needs (one split, one identity, the same rows for stock models and ours). Internal
+ids, fields and rows are those that RecBole makes, with two differences that a stock model does not notice:
+
+- Rows are in the order of their float64 timestamps, ties in the order of the file. RecBole rounds timestamps to float32
+  before it sorts, and unix seconds are then 128 s apart.
+- The timestamp field is float64, so that it still names the right day.
+
+A user's mistake in the files raises ``UserError`` with the file, line and field before anything is computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.utils import FeatureSource, FeatureType
+
+from recbole_llm.data import atomic
+from recbole_llm.errors import UserError, closest
+
+TIMESTAMP_FORMATS = ("auto", "unix", "unix_ms", "none")
+TRAIN_TARGETS = ("last", "all")
+SHORTEST_HISTORY = 3  # a user needs an item to start from, one to train on and one to test on
+
+# What `timestamp_format: auto` takes for dates: 1990-01-01 to 2100-01-01, in seconds. Ranks (0, 1, 2, ...), scaled values in
+# [0, 1] and numbers such as 20180131 lie far below.
+_EARLIEST_DATE, _LATEST_DATE = 631_152_000, 4_102_444_800
+_SHARE_OF_DATES = 0.99  # a few broken timestamps (0, -1) do not make the others ranks
+_SECONDS_PER_DAY = 86_400
+_YEAR_1, _YEAR_10000 = -62_135_596_800, 253_402_300_800
+_SHOWN = 20  # names listed in a message
+
+
+class TextSequentialDataset(SequentialDataset):
+    """A sequential dataset with item text and dates, for stock RecBole models and ours.
+
+    Configuration keys beside RecBole's: ``item_text`` (fields of the ``.item`` file, default ``title``),
+    ``item_text_separator`` (default ``", "``), ``timestamp_format`` (auto, unix, unix_ms or none; default auto) and
+    ``train_targets`` (last or all; default all).
+
+    Attributes:
+        item_texts (list[str]): text of each item by internal id, cleaned and whole (see ``atomic.clean_text``); ``""`` for
+            id 0, the padding. An item without text has its id token as text.
+        has_dates (bool): whether timestamps are points in time (``item_dates`` then works) and not mere ranks.
+        user_items (list[np.ndarray]): by internal user id, the sorted distinct internal ids of all items that the user ever
+            interacted with, whatever the split.
+        fingerprint (str): sha256 (hex) of the ids, the interactions in order and the settings of the split. Equal
+            fingerprints mean equal internal ids, histories, targets and times; what a model does with them (the longest
+            history it reads, the training targets) is no part of it.
+        splits (dict[str, TextSequentialDataset]): on every split that ``build`` returns: ``train`` (all its rows),
+            ``valid`` and ``test``.
+        all_rows (TextSequentialDataset): on the train split that ``build`` returns: the same with all its rows.
+    """
+
+    item_texts: list[str]
+    has_dates: bool
+    user_items: list[np.ndarray]
+    fingerprint: str
+
+    # ---- Loading
+
+    def _load_data(self, token: str, dataset_path: str) -> None:
+        if self.config["benchmark_filename"] is not None:
+            raise UserError(
+                "the key benchmark_filename (interactions that were split beforehand) is not supported here: "
+                "give one .inter file and set eval_args"
+            )
+        self._inter_path = Path(os.path.normpath(dataset_path), f"{token}.inter")
+        self._item_path = self._inter_path.with_name(f"{token}.item")
+        self._check_files_exist()
+        self._text_of_token = atomic.read_item_texts(
+            self._item_path,
+            self.iid_field,
+            self._item_text_fields(),
+            _or_default(self.config["item_text_separator"], ", "),
+            self.config["field_separator"],
+            _or_default(self.config["encoding"], "utf-8"),
+        )
+        super()._load_data(token, dataset_path)
+
+    def _check_files_exist(self) -> None:
+        folder = self._inter_path.parent
+        if not folder.is_dir():
+            raise UserError(self._no_folder(folder))
+        if not self._inter_path.is_file():
+            raise UserError(
+                f"{self._inter_path} is missing: it must hold the interactions, with the columns "
+                f"{self.uid_field}:token, {self.iid_field}:token and {self.time_field}:float"
+            )
+        if not self._item_path.is_file():
+            raise UserError(
+                f"{self._item_path} is missing: the items' texts are read from it, with the columns {self.iid_field}:token "
+                f"and {self._item_text_fields()[0]}:token_seq"
+            )
+
+    def _no_folder(self, folder: Path) -> str:
+        remedy = "set the key data_path to the folder that holds your dataset's folder"
+        if not folder.parent.is_dir():
+            return f"the folder {folder.parent} of dataset {self.dataset_name!r} does not exist: {remedy}"
+        present = sorted(entry.name for entry in folder.parent.iterdir() if (entry / f"{entry.name}.inter").is_file())
+        near = closest(self.dataset_name, [*present, "ml-100k"])
+        guess = f" (did you mean {near}?)" if near else ""
+        shown = ", ".join(present[:_SHOWN]) + (f" and {len(present) - _SHOWN} more" if len(present) > _SHOWN else "")
+        return (
+            f"dataset folder {folder} does not exist{guess}; {folder.parent} holds {shown or 'no dataset'}, and ml-100k comes "
+            f"with RecBole: set the key dataset to one of these, or {remedy}"
+        )
+
+    def _item_text_fields(self) -> list[str]:
+        fields = _or_default(self.config["item_text"], "title")
+        fields = [fields] if isinstance(fields, str) else list(fields)
+        if not fields:
+            raise UserError("the key item_text names no field: set it to a field of the .item file, such as title")
+        return fields
+
+    def _get_load_and_unload_col(self, source) -> tuple[set | None, set | None]:
+        """Add the three columns that a sequence is made of, whatever ``load_col`` says (RecBole's default has no time)."""
+        load, unload = super()._get_load_and_unload_col(source)
+        if source == FeatureSource.INTERACTION:
+            needed = {self.uid_field, self.iid_field, self.time_field}
+            load = None if load is None else load | needed
+            unload = None if unload is None else unload - needed
+        return load, unload
+
+    def _load_feat(self, filepath: str, source) -> pd.DataFrame | None:
+        """Read the ``.inter``, ``.user`` or ``.item`` file as RecBole does, but line by line, without quoting, and checked.
+
+        What differs from RecBole's reader: quotation marks are text, only an empty value is missing (an id may be ``NA`` or
+        ``null``), and a missing id is an error where RecBole leaves out the line with a warning.
+        """
+        if source not in (FeatureSource.INTERACTION, FeatureSource.USER, FeatureSource.ITEM):
+            return super()._load_feat(filepath, source)
+        load, unload = self._get_load_and_unload_col(source)
+        if load == set():
+            return None
+        path = Path(os.path.normpath(filepath))
+        separator, encoding = self.config["field_separator"], _or_default(self.config["encoding"], "utf-8")
+        types = atomic.read_header(path, separator, encoding)
+        ids = {
+            FeatureSource.INTERACTION: {self.uid_field: "USER_ID_FIELD", self.iid_field: "ITEM_ID_FIELD"},
+            FeatureSource.USER: {self.uid_field: "USER_ID_FIELD"},
+            FeatureSource.ITEM: {self.iid_field: "ITEM_ID_FIELD"},
+        }[source]
+        for field, key in ids.items():
+            atomic.require(path, types, field, ["token"], key)
+        if source == FeatureSource.INTERACTION:
+            atomic.require(path, types, self.time_field, ["float"], "TIME_FIELD")
+        fields = [field for field in types if (load is None or field in load) and field not in (unload or ())]
+
+        table = atomic.read_table(path, fields, separator, encoding)
+        for field in ids:
+            if field in fields:
+                atomic.check_ids(table, field)
+        if source == FeatureSource.INTERACTION:
+            if len(table) == 0:
+                raise UserError(f"{path} holds no interactions, only a header: add one line for each interaction")
+            self._check_times(table)
+        return self._to_frame(table, source)
+
+    def _check_times(self, table: atomic.Table) -> None:
+        times = table.columns[self.time_field]
+        broken = np.flatnonzero(~np.isfinite(times))
+        if broken.size:
+            row = int(broken[0])
+            raise UserError(
+                f"{table.path}:{table.lines[row]} has no number as {self.time_field} (it reads "
+                f"{'nothing' if np.isnan(times[row]) else times[row]}): give every interaction its time, or remove the line"
+            )
+
+    def _to_frame(self, table: atomic.Table, source: FeatureSource) -> pd.DataFrame:
+        """Return the table as RecBole's reader would, and record its fields' properties as that does."""
+        columns: dict[str, pd.Series] = {}
+        for field, values in table.columns.items():
+            kind = FeatureType(table.types[field])
+            self.field2source[field] = source
+            self.field2type[field] = kind
+            if "float" in kind.value:
+                self.field2bucketnum[field] = 2
+            if kind == FeatureType.FLOAT:
+                self.field2seqlen[field] = 1
+                columns[field] = pd.Series(values)
+            elif kind == FeatureType.TOKEN:
+                self.field2seqlen[field] = 1
+                columns[field] = pd.Series([value if value != "" else np.nan for value in values], dtype=object)
+            else:
+                columns[field] = self._to_sequences(table, field, kind)
+        return pd.DataFrame(columns)
+
+    def _to_sequences(self, table: atomic.Table, field: str, kind: FeatureType) -> pd.Series:
+        separator = self.config["seq_separator"]
+        longest = (self.config["seq_len"] or {}).get(field)
+        sequences = []
+        for line, value in zip(table.lines, table.columns[field], strict=True):
+            parts = [part for part in value.split(separator) if part][:longest]
+            if kind == FeatureType.FLOAT_SEQ:
+                try:
+                    parts = [float(part) for part in parts]
+                except ValueError:
+                    raise UserError(
+                        f"{table.path}:{line} has {value[:50]!r} as {field}, which is no list of numbers: write numbers with "
+                        f"{separator!r} between them, or declare the column as {field}:token_seq"
+                    ) from None
+            sequences.append(np.array(parts))
+        self.field2seqlen[field] = max(map(len, sequences), default=0)
+        return pd.Series(sequences, dtype=object)
+
+    # ---- Filtering
+
+    def _remove_duplication(self) -> None:
+        """As RecBole's, with a stable sort: of equal timestamps, the first in the file is the first."""
+        keep = self.config["rm_dup_inter"]
+        if keep is None:
+            return
+        ordered = self.inter_feat.sort_values(by=self.time_field, kind="stable")
+        self.inter_feat = ordered.drop_duplicates(subset=[self.uid_field, self.iid_field], keep=keep).copy()
+
+    def _reset_index(self) -> None:
+        """The last step of filtering: check what is left, before RecBole refuses it without saying why."""
+        if self.inter_feat.empty:
+            raise UserError(
+                f"no interaction of {self._inter_path} is left after filtering ({self._active_filters()}): loosen these keys"
+            )
+        self._check_histories()
+        super()._reset_index()
+
+    def _active_filters(self) -> str:
+        keys = ("rm_dup_inter", "val_interval", "user_inter_num_interval", "item_inter_num_interval")
+        active = [f"{key}: {self.config[key]}" for key in keys if self.config[key] not in (None, "[0,inf)")]
+        if self.config["filter_inter_by_user_or_item"] and (self.user_feat is not None or self.item_feat is not None):
+            active.append("filter_inter_by_user_or_item: True")
+        return "; ".join(active)
+
+    def _check_histories(self) -> None:
+        if "LS" not in (self.config["eval_args"].get("split") or {}):
+            return
+        lengths = self.inter_feat[self.uid_field].value_counts()
+        short = lengths[lengths < SHORTEST_HISTORY]
+        if len(short):
+            raise UserError(
+                f"{len(short)} of {len(lengths)} users in {self._inter_path} have fewer than {SHORTEST_HISTORY} interactions "
+                f"after filtering (user {short.index[0]!r} has {short.iloc[0]}), too few to leave the last ones out for "
+                f'validation and test: set user_inter_num_interval: "[{SHORTEST_HISTORY},inf)" to leave these users out'
+            )
+
+    # ---- After RecBole has given internal ids: order, times, identity, text
+
+    def _data_processing(self) -> None:
+        super()._data_processing()
+        self.item_texts = self._collect_item_texts()
+        self.user_items = self._collect_user_items()
+        del self._text_of_token
+
+    def _fill_nan(self) -> None:
+        """As RecBole's, without chained assignment: pandas 2 warns of that, and pandas 3 makes it do nothing."""
+        for name in self.feat_name_list:
+            feat = getattr(self, name)
+            for field in feat:
+                kind = self.field2type[field]
+                if kind == FeatureType.TOKEN:
+                    feat[field] = feat[field].fillna(0)
+                elif kind == FeatureType.FLOAT:
+                    feat[field] = feat[field].fillna(feat[field].mean())
+                else:  # an item or user that its file does not describe has a NaN in place of a sequence
+                    nothing = np.array([], np.int64 if kind == FeatureType.TOKEN_SEQ else np.float64)
+                    values = [nothing if isinstance(value, float) else value for value in feat[field]]
+                    feat[field] = pd.Series(values, index=feat.index, dtype=object)
+
+    def _normalize(self) -> None:
+        """Put the rows into the order of time and judge the timestamps, then let RecBole rescale what it is asked to."""
+        order = np.argsort(self.inter_feat[self.time_field].to_numpy(), kind="stable")
+        self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
+        times = self.inter_feat[self.time_field].to_numpy(np.float64, copy=True)
+        self._units_per_second = self._judge_timestamps(times)
+        self.has_dates = self._units_per_second is not None
+        self.fingerprint = self._identify(times)
+
+        super()._normalize()
+        # Models see the field as it is now; item_dates undoes what was done to it.
+        rescaled = not np.array_equal(self.inter_feat[self.time_field].to_numpy(), times)
+        self._time_offset = float(times.min()) if rescaled else 0.0
+        self._time_scale = float(times.max() - times.min()) if rescaled else 1.0
+
+    def _judge_timestamps(self, times: np.ndarray) -> int | None:
+        """Return how many units of the timestamps are a second, or None where they are no dates."""
+        kind = _or_default(self.config["timestamp_format"], "auto")
+        if kind not in TIMESTAMP_FORMATS:
+            raise UserError(f"the key timestamp_format is {kind!r}: set it to one of {', '.join(TIMESTAMP_FORMATS)}")
+        units = {"unix": 1, "unix_ms": 1000}
+        if kind == "auto":
+            for name, unit in units.items():
+                inside = (times >= _EARLIEST_DATE * unit) & (times <= _LATEST_DATE * unit)
+                if inside.mean() >= _SHARE_OF_DATES:
+                    kind = name
+        elif kind in units and not (times.min() >= _YEAR_1 * units[kind] and times.max() < _YEAR_10000 * units[kind]):
+            raise UserError(
+                f"{self._inter_path} holds {self.time_field} from {times.min():.15g} to {times.max():.15g}, beyond the "
+                f"calendar as timestamp_format: {kind} reads them: set the key to auto or none"
+            )
+        self.logger.debug(f"timestamps of {self._inter_path} are taken for {kind if kind in units else 'ranks, not dates'}")
+        return units.get(kind)
+
+    def _identify(self, times: np.ndarray) -> str:
+        split = {key: self.config["eval_args"].get(key) for key in ("split", "order", "group_by")}
+        digest = hashlib.sha256(json.dumps(split, sort_keys=True, default=str).encode())
+        for field in (self.uid_field, self.iid_field):
+            digest.update("\0".join(self.field2id_token[field].tolist()).encode("utf-8", "surrogatepass"))
+            digest.update(self.inter_feat[field].to_numpy().astype("<i8").tobytes())
+        digest.update(times.astype("<f8").tobytes())
+        return digest.hexdigest()
+
+    def _collect_item_texts(self) -> list[str]:
+        tokens = self.field2id_token[self.iid_field].tolist()
+        texts = [self._text_of_token.get(token, "") for token in tokens]
+        texts[0] = ""  # the padding item, whatever a file may call [PAD]
+        nameless = [index for index, text in enumerate(texts) if index and not text]
+        if nameless:
+            self.logger.warning(
+                f"{len(nameless)} of {len(tokens) - 1} items of {self.dataset_name} have no text in {self._item_path} "
+                f"({', '.join(self._item_text_fields())}), for example item {tokens[nameless[0]]!r}: their id is their text"
+            )
+        for index in nameless:
+            texts[index] = tokens[index]
+        return texts
+
+    def _collect_user_items(self) -> list[np.ndarray]:
+        users = self.inter_feat[self.uid_field].to_numpy().astype(np.int64)
+        items = self.inter_feat[self.iid_field].to_numpy().astype(np.int64)
+        users, items = np.divmod(np.unique(users * self.item_num + items), self.item_num)
+        bounds = np.searchsorted(users, np.arange(self.user_num + 1)).tolist()
+        return [items[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+
+    def item_dates(self, timestamps: np.ndarray) -> list[str]:
+        """Return the day (UTC) of each timestamp as ``YYYY-MM-DD``.
+
+        Args:
+            timestamps: values of the timestamp field as interactions hold them, any shape. The zeros that pad a
+                ``timestamp_list`` are values like others: leave them out.
+
+        Raises:
+            ValueError: the dataset has no dates (look at ``has_dates`` first).
+        """
+        if not self.has_dates:
+            raise ValueError("this dataset's timestamps are ranks, not dates: look at has_dates before item_dates")
+        times = np.asarray(timestamps, np.float64).ravel() * self._time_scale + self._time_offset
+        # Undoing a rescaling leaves tiny errors, which must not push midnight into the day before.
+        days = np.round(times, 3) // (_SECONDS_PER_DAY * self._units_per_second)
+        return np.datetime_as_string(days.astype("datetime64[D]")).tolist()
+
+    # ---- Rows and splits
+
+    def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
+        interaction = super()._dataframe_to_interaction(data)
+        if self.time_field in data and self.time_field not in self.config["numerical_features"]:
+            interaction[self.time_field] = torch.tensor(data[self.time_field].to_numpy(np.float64, copy=True))
+        return interaction
+
+    def data_augmentation(self) -> None:
+        """Make one row per prefix: the same tensors as RecBole's, gathered at once where that copies row by row.
+
+        ``u1`` with the items ``<i1, i2, i3, i4>`` gives ``u1, <i1> | i2``, ``u1, <i1, i2> | i3``, ``u1, <i1, i2, i3> | i4``.
+        List fields have the shape ``[rows, MAX_ITEM_LIST_LENGTH, ...]``, padded with 0 on the right; of a longer history the
+        latest items are kept.
+        """
+        self._aug_presets()
+        self._check_field("uid_field", "time_field")
+        self.sort(by=[self.uid_field, self.time_field], ascending=True)
+        users = self.inter_feat[self.uid_field]
+        row = torch.arange(len(users))
+        starts = torch.cat([torch.ones(1, dtype=torch.bool), users[1:] != users[:-1]])
+        first_row = torch.cummax(torch.where(starts, row, 0), dim=0).values  # where the user's sequence begins
+        targets = row[~starts]
+        lengths = (targets - first_row[~starts]).clamp(max=self.max_item_list_len)
+
+        rows = {field: values[targets] for field, values in self.inter_feat.interaction.items()}
+        rows[self.item_list_length_field] = lengths
+        for field, values in self.inter_feat.interaction.items():
+            if field != self.uid_field:
+                list_field = getattr(self, f"{field}_list_field")
+                rows[list_field] = _gather_windows(values, targets - lengths, lengths, self.max_item_list_len)
+        self.inter_feat = Interaction(rows)
+
+    def build(self) -> list[TextSequentialDataset]:
+        """Return the train, valid and test splits, as RecBole makes them.
+
+        With ``train_targets: last`` the train split has one row per user, the user's last training item; ``train.all_rows``
+        keeps them all. All splits share item texts, users' items and the fingerprint.
+        """
+        targets = _or_default(self.config["train_targets"], "all")
+        if targets not in TRAIN_TARGETS:
+            raise UserError(f"the key train_targets is {targets!r}: set it to one of {', '.join(TRAIN_TARGETS)}")
+        train, valid, test = super().build()
+        self._check_splits({"train": train, "valid": valid, "test": test})
+
+        all_rows = train
+        if targets == "last":
+            users = all_rows.inter_feat[self.uid_field]
+            last = torch.zeros(self.user_num, dtype=torch.long)
+            # Of a user's rows the last in the split is the latest. (Highest row number: an index may repeat.)
+            last.scatter_reduce_(0, users, torch.arange(len(users)), "amax", include_self=False)
+            kept = torch.sort(last[torch.unique(users)]).values
+            rows = {field: values[kept] for field, values in all_rows.inter_feat.interaction.items()}
+            train = all_rows.copy(Interaction(rows))
+        train.all_rows = all_rows
+        splits = {"train": all_rows, "valid": valid, "test": test}
+        for split in (train, all_rows, valid, test):
+            split.splits = splits
+        return [train, valid, test]
+
+    def _check_splits(self, splits: dict[str, TextSequentialDataset]) -> None:
+        split = self.config["eval_args"]["split"]
+        empty = [phase for phase, dataset in splits.items() if len(dataset) == 0]
+        if empty and split == {"LS": "valid_and_test"}:
+            raise UserError(
+                f"no user in {self._inter_path} has enough interactions for a {empty[0]} row under the split {split} "
+                f"(one needs {SHORTEST_HISTORY + 1} for train, valid and test): add longer histories, or loosen the filters"
+            )
+
+
+def _or_default(value, default):
+    """RecBole's Config gives None for a key that nobody set."""
+    return default if value is None else value
+
+
+def _gather_windows(
+    values: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, width: int, rows_at_once: int = 1 << 15
+) -> torch.Tensor:
+    """Return ``out[r, k] = values[starts[r] + k]`` for ``k < lengths[r]``, and 0 beyond.
+
+    Args:
+        values: ``[N, ...]``.
+        starts: ``[R]`` rows of ``values``.
+        lengths: ``[R]``, at most ``width``.
+        rows_at_once: bounds the memory held beside the result; changes no value.
+
+    Returns:
+        ``[R, width, ...]``, of the values' dtype.
+    """
+    # Row n of the view is values[n : n + width]: copying whole rows of it is faster than indexing their elements.
+    windows = torch.cat([values, values.new_zeros((width, *values.shape[1:]))]).unfold(0, width, 1).movedim(-1, 1)
+    out = values.new_empty((len(starts), width, *values.shape[1:]))
+    offsets = torch.arange(width)
+    for first in range(0, len(starts), rows_at_once):
+        part = slice(first, first + rows_at_once)
+        block = out[part]
+        block.copy_(windows[starts[part]])
+        block[offsets >= lengths[part, None]] = 0
+    return out
