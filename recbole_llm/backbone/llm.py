@@ -31,6 +31,7 @@ from typing import Any
 import torch
 import transformers
 from filelock import FileLock
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -60,7 +61,10 @@ BUILT_IN: dict[str, str | None] = {
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 # What reading a damaged, foreign or incomplete model raises. Not RuntimeError, by which torch also runs out of memory.
-_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, SafetensorError, struct.error)
+_UNREADABLE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError),
+    *(SafetensorError, StrictDataclassError, struct.error),
+)
 
 
 # ---- The backbone
@@ -172,7 +176,7 @@ class Backbone(nn.Module):
             ``use_cache``).
         """
         if use_cache and past_key_values is None:
-            # Not DynamicCache(config=...), which drops what left the sliding window: masks would differ in width by layer.
+            # Not DynamicCache(config=...): it drops what left the sliding window, and masks would differ by layer.
             past_key_values = DynamicCache()
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         if attention_mask is None and self.supports_masks and not _is_consecutive(position_ids):
@@ -458,7 +462,7 @@ def _fingerprint(path: Path) -> str:
 def _download_from_hub(name: str, revision: str | None) -> Path:
     """Fetch configuration, tokenizer and safetensors of a Hugging Face id; other kinds of weights are left there."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     bring = "give backbone the folder of a copy that you bring, or use backbone: smollm2-135m"
     try:
@@ -482,7 +486,7 @@ def _download_from_hub(name: str, revision: str | None) -> Path:
             f"backbone: there is neither a folder {name} here nor such a model on the Hugging Face hub"
             + (f"; did you mean {near}?" if near else " (or it is private and HF_TOKEN is not set).")
         ) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # also of the HTTP library's own kinds, and which library it is differs by version
         raise UserError(
             f"backbone: {name} is no folder here and cannot be fetched from the Hugging Face hub "
             f"({_first_line(error)}); {bring}."
@@ -622,9 +626,10 @@ def _check_architecture(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokeniz
         )
         raise UserError(f"backbone: {name} ({type(causal_lm).__name__}) {why}; choose another LLM.")
     rows = causal_lm.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
+    # Tokens that were added later, special ones mostly, may lack a row: texts do not yield them.
+    if tokenizer.vocab_size > rows:
         raise UserError(
-            f"backbone: the tokenizer of {name} has {len(tokenizer)} tokens and its model {rows}: they are not a pair."
+            f"backbone: the tokenizer of {name} has {tokenizer.vocab_size} tokens, its model {rows}: not a pair."
         )
 
 
