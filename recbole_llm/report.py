@@ -1,0 +1,435 @@
+"""What the runner reports: one table for people, JSON for programs, and per-user results for further tests.
+
+A row is one model trained with one seed (or the failure to do so), a mapping with
+
+* ``model``, ``dataset``, ``seed``;
+* ``role``: ``model``, or ``teacher`` for a model that was trained only to teach another;
+* ``metrics`` (by RecBole's names), ``users`` (how many were evaluated), ``trained_parameters``, ``train_seconds``,
+  ``eval_seconds``; ``valid_metric``, the one that models are chosen and compared by;
+* ``ranks`` and ``user_ids``: the rank of each target and its user, for the paired test; in no JSON;
+* ``error``: where the run failed, one sentence, and then nothing of the above but model, dataset and seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_llm.errors import UserError
+from recbole_llm.evaluation import holm, paired_test, per_user, split_metric
+
+Row = Mapping[str, Any]
+
+JSON_KEYS = ("model", "dataset", "seed", "metrics", "users", "trained_parameters", "train_seconds", "eval_seconds")
+
+SIGNIFICANT = 0.05
+
+
+@dataclass
+class _Line:
+    """One line of the table: the runs of one model with different seeds."""
+
+    label: str
+    is_teacher: bool
+    runs: list[Row] = field(default_factory=list)
+    failures: list[Row] = field(default_factory=list)
+
+    @property
+    def by_seed(self) -> dict[Any, Row]:
+        return {row["seed"]: row for row in self.runs}
+
+
+@dataclass
+class _Column:
+    header: str
+    cells: dict[str, str]  # by the label of the line
+
+    @property
+    def width(self) -> int:
+        return max(len(self.header), *(len(cell) for cell in self.cells.values()))
+
+
+def label_of(row: Row) -> str:
+    """Name a row's model as it is reported: a teacher is told from the same model run for itself."""
+    return f"{row['model']} (teacher)" if row.get("role") == "teacher" else str(row["model"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def format_table(rows: Sequence[Row], valid_metric: str | None = None, width: int = 120) -> str:
+    """Lay the rows out as a plain-text table, one line per model.
+
+    Several seeds give mean ± standard deviation over the seeds. The difference to the first model is taken in
+    ``valid_metric`` over the same users (a user's value is first averaged over the seeds that both models have), with
+    the p value of :func:`~recbole_llm.evaluation.paired_test` after Holm's correction for the number of comparisons.
+    That test takes the trained models as given: what other seeds would give shows in the standard deviation.
+
+    Args:
+        rows: see the module; several datasets give one table each.
+        valid_metric: such as ``ndcg@10``; default: the rows' own, else their first metric.
+        width: of the page, in characters; a table with more columns goes on below itself.
+
+    Returns:
+        the table, without a newline at its end.
+    """
+    datasets = dict.fromkeys(row["dataset"] for row in rows)
+    return "\n\n".join(
+        _format_dataset([row for row in rows if row["dataset"] == dataset], valid_metric, width) for dataset in datasets
+    )
+
+
+def _format_dataset(rows: Sequence[Row], valid_metric: str | None, width: int) -> str:
+    lines = _lines(rows)
+    done = [line for line in lines if line.runs]
+    page = [_title(rows, done)]
+    notes: list[str] = []
+    if done:
+        names = _Column("model", {line.label: _name_with_seeds(line, rows) for line in done})
+        metrics = [
+            _Column(name, {line.label: _metric_cell(line, name) for line in done}) for name in _metric_names(done)
+        ]
+        if len({row.get("users") for line in done for row in line.runs}) > 1:
+            cells = {line.label: _same(str(row.get("users", "-")) for row in line.runs) for line in done}
+            metrics.insert(0, _Column("users", cells))
+        rest = _difference_column(lines, valid_metric, notes) + [
+            _Column("params", {line.label: _parameters(line.runs[0]) for line in done}),
+            _Column("minutes", {line.label: _minutes(line.runs) for line in done}),
+        ]
+        page += [_format_block(names, block, done) for block in _blocks(names, metrics, rest, width)]
+        notes.append("params: trained parameters. minutes: training and test.")
+    failures = [
+        _wrap(f"{line.label}{_seed_of(row, rows)}  FAILED: {_sentence(row['error'])}", width)
+        for line in lines
+        for row in line.failures
+    ]
+    if failures:
+        page.append("\n".join(failures))
+    if notes:
+        page.append("\n".join(_wrap(note, width) for note in notes))
+    return "\n\n".join(page)
+
+
+def _lines(rows: Sequence[Row]) -> list[_Line]:
+    """Gather the rows by model, in order of appearance; a teacher that two models share is one."""
+    lines: dict[str, _Line] = {}
+    for row in rows:
+        label, copy = label_of(row), 1
+        while True:
+            name = label if copy == 1 else f"{label} #{copy}"
+            line = lines.setdefault(name, _Line(name, row.get("role") == "teacher"))
+            if row.get("error"):
+                line.failures.append(row)
+                break
+            other = line.by_seed.get(row["seed"])
+            if other is None:
+                line.runs.append(row)
+            if other is None or other["metrics"] == row["metrics"]:
+                break
+            copy += 1  # the same name and seed, another result: a teacher with other settings
+    return list(lines.values())
+
+
+def _title(rows: Sequence[Row], done: Sequence[_Line]) -> str:
+    parts = [str(rows[0]["dataset"])]
+    users = {row.get("users") for line in done for row in line.runs}
+    if len(users) == 1 and None not in users:
+        parts.append(f"{users.pop():,} users")
+    seeds = _seeds(rows)
+    if len(seeds) > 1:
+        parts.append(f"seeds {', '.join(map(str, seeds))} (mean ± standard deviation)")
+    else:
+        parts.append(f"seed {seeds[0]}")
+    return " · ".join(parts)
+
+
+def _seeds(rows: Sequence[Row]) -> list[Any]:
+    return list(dict.fromkeys(row["seed"] for row in rows))
+
+
+def _name_with_seeds(line: _Line, rows: Sequence[Row]) -> str:
+    planned, finished = len(_seeds(rows)), len(line.runs)
+    return line.label if finished == planned else f"{line.label} ({finished} of {planned} seeds)"
+
+
+def _seed_of(row: Row, rows: Sequence[Row]) -> str:
+    return f" (seed {row['seed']})" if len(_seeds(rows)) > 1 else ""
+
+
+def _metric_names(lines: Sequence[_Line]) -> list[str]:
+    return list(dict.fromkeys(name for line in lines for row in line.runs for name in row["metrics"]))
+
+
+def _metric_cell(line: _Line, name: str) -> str:
+    values = [row["metrics"][name] for row in line.runs if row["metrics"].get(name) is not None]
+    if not values or not all(math.isfinite(value) for value in values):
+        return "-"
+    if len(values) == 1:
+        return _decimal(values[0])
+    return f"{_decimal(np.mean(values))} ± {_decimal(np.std(values, ddof=1))}"
+
+
+# --- the difference to the first model
+
+
+def _difference_column(lines: Sequence[_Line], valid_metric: str | None, notes: list[str]) -> list[_Column]:
+    """The column of differences (none where nothing can be compared); what the reader must know goes to ``notes``."""
+    done = [line for line in lines if line.runs]
+    if len(done) < 2:
+        return []
+    first = next((line for line in done if not line.is_teacher), done[0])
+    metric = _compared_metric(done, valid_metric)
+    tests = {line.label: _compare(line, first, metric) for line in done if line is not first}
+    adjusted = holm({label: test["p_value"] for label, test in tests.items() if test and "p_value" in test})
+    cells = {first.label: "-"}
+    for label, test in tests.items():
+        if test is None:
+            cells[label] = "-"
+        elif label in adjusted:
+            mark = "*" if adjusted[label] < SIGNIFICANT else " "
+            cells[label] = f"{_signed(test['difference'])} ({_p_value(adjusted[label])}) {mark}"
+        else:
+            cells[label] = f"{_signed(test['difference'])} (no test)  "
+    if adjusted:
+        correction = f", corrected for {len(adjusted)} comparisons (Holm)" if len(adjusted) > 1 else ""
+        averaged = " A user's value is averaged over the seeds first." if len(_seeds_of(done)) > 1 else ""
+        notes.append(
+            f"* p < .05. Differences in {metric} to {first.label} are paired by user; p is from a two-sided sign-flip "
+            f"test{correction}.{averaged} It speaks of other users, not of other training seeds."
+        )
+        if any(test and test["seeds"] < len(_seeds_of(done)) for test in tests.values()):
+            notes.append("Where a run failed, the difference is over the seeds that both models finished.")
+    if any(test and "p_value" not in test for test in tests.values()):
+        notes.append("no test: the two models were not evaluated on the same users.")
+    failed_first = next((line for line in lines if not line.is_teacher), first)
+    if failed_first is not first:
+        notes.append(f"{failed_first.label} failed; the differences are to {first.label}.")
+    return [_Column(f"{metric} vs {first.label}", cells)]
+
+
+def _seeds_of(lines: Iterable[_Line]) -> list[Any]:
+    return _seeds([row for line in lines for row in line.runs])
+
+
+def _compared_metric(done: Sequence[_Line], valid_metric: str | None) -> str:
+    names = _metric_names(done)
+    wanted = valid_metric or next((row["valid_metric"] for row in done[0].runs if row.get("valid_metric")), names[0])
+    return wanted.lower() if wanted.lower() in names else names[0]
+
+
+def _compare(line: _Line, first: _Line, metric: str) -> dict[str, float] | None:
+    """Test a line against the first: None without a common seed, no p value without common users."""
+    seeds = [seed for seed in line.by_seed if seed in first.by_seed]
+    if not seeds:
+        return None
+    mine, theirs = (_user_values([other.by_seed[seed] for seed in seeds], metric) for other in (line, first))
+    if mine is None or theirs is None or not np.array_equal(mine[0], theirs[0]):
+        means = [np.mean([other.by_seed[seed]["metrics"][metric] for seed in seeds]) for other in (line, first)]
+        return {"difference": float(means[0] - means[1]), "seeds": len(seeds)}
+    return {**paired_test(mine[1], theirs[1]), "seeds": len(seeds)}
+
+
+def _user_values(runs: Sequence[Row], metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Average a metric by user: over the user's rows, then over the seeds, which are no independent observations.
+
+    Returns:
+        ids: ``[users]`` sorted, and values: ``[users]``; None where the runs lack ranks or differ in users.
+    """
+    values = []
+    users = None
+    for row in runs:
+        ranks = row.get("ranks")
+        if ranks is None:
+            return None
+        by_row = per_user(np.asarray(ranks), *split_metric(metric))
+        ids = row.get("user_ids")
+        ids = np.arange(len(by_row)) if ids is None else np.asarray(ids)
+        distinct, place, count = np.unique(ids, return_inverse=True, return_counts=True)
+        if users is not None and not np.array_equal(users, distinct):
+            return None
+        users = distinct
+        values.append(np.bincount(place.ravel(), weights=by_row) / count)
+    return users, np.mean(values, axis=0)
+
+
+# --- layout
+
+
+def _blocks(names: _Column, metrics: Sequence[_Column], rest: list[_Column], width: int) -> list[list[_Column]]:
+    """Cut the columns into groups that fit the page beside the models' names; ``rest`` stays together."""
+    blocks: list[list[_Column]] = [[]]
+    for group in [*([column] for column in metrics), rest]:
+        taken = names.width + sum(2 + column.width for column in [*blocks[-1], *group])
+        if taken > width and blocks[-1]:
+            blocks.append([])
+        blocks[-1] += group
+    return blocks
+
+
+def _format_block(names: _Column, columns: Sequence[_Column], lines: Sequence[_Line]) -> str:
+    header = "  ".join([names.header.ljust(names.width), *(column.header.rjust(column.width) for column in columns)])
+    body = [
+        "  ".join(
+            [
+                names.cells[line.label].ljust(names.width),
+                *(column.cells[line.label].rjust(column.width) for column in columns),
+            ]
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([header, "-" * len(header), *body])
+
+
+def _wrap(text: str, width: int) -> str:
+    return textwrap.fill(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
+def _sentence(text: Any) -> str:
+    return " ".join(str(text).split())
+
+
+def _same(cells: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(cells))
+
+
+# --- numbers
+
+
+def _decimal(value: float) -> str:
+    """Four decimals without the leading zero: .3123, 1.0000."""
+    text = f"{value:.4f}"
+    return text[1:] if text.startswith("0.") else text
+
+
+def _signed(value: float) -> str:
+    text = f"{round(float(value), 4) + 0.0:+.4f}"  # + 0.0 turns -0.0 into 0.0
+    return text[0] + text[2:] if text[1:3] == "0." else text
+
+
+def _p_value(value: float) -> str:
+    if value < 0.001:
+        return "p<.001"
+    return f"p={value:.3f}".replace("0.", ".")
+
+
+def _parameters(row: Row) -> str:
+    """Three digits and a unit: 950, 12.3k, 1.23M."""
+    count = row.get("trained_parameters")
+    if count is None:
+        return "-"
+    size = float(count)
+    for unit in ("", "k", "M", "G"):
+        # 999.5 would be printed as 1000 with three digits
+        if size < 999.5 or unit == "G":
+            break
+        size /= 1000
+    if not unit:
+        return str(count)
+    decimals = 2 if size < 9.995 else 1 if size < 99.95 else 0
+    return f"{size:.{decimals}f}{unit}"
+
+
+def _minutes(runs: Sequence[Row]) -> str:
+    """Training and test of one run, the mean over the runs."""
+    totals = [row["train_seconds"] + row["eval_seconds"] for row in runs if _has_times(row)]
+    if not totals:
+        return "-"
+    minutes = float(np.mean(totals)) / 60
+    return "<0.1" if 0 < minutes < 0.05 else f"{minutes:.1f}"
+
+
+def _has_times(row: Row) -> bool:
+    return all(row.get(key) is not None and math.isfinite(row[key]) for key in ("train_seconds", "eval_seconds"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def write_json(rows: Sequence[Row], file: str | Path) -> None:
+    """Write the rows as a JSON list of objects with :data:`JSON_KEYS`, and ``error`` where a run failed.
+
+    A value that is missing, infinite or no number is null. A teacher's ``model`` ends in ``(teacher)``, so that nobody
+    takes it for the model of that name.
+
+    Raises:
+        UserError: the file cannot be written. An older file of that name is then left whole.
+    """
+    records = []
+    for row in rows:
+        record = {key: row.get(key) for key in JSON_KEYS}
+        record["model"] = label_of(row)
+        record["metrics"] = dict(row.get("metrics") or {})
+        if row.get("error"):
+            record["error"] = _sentence(row["error"])
+        records.append(_plain(record))
+    _write(file, json.dumps(records, indent=2, allow_nan=False, ensure_ascii=False) + "\n", "results_file")
+
+
+def write_per_user(rows: Sequence[Row], file: str | Path) -> None:
+    """Write one line per model, seed and evaluated row: model, seed, user, rank and the value of each metric, by tabs.
+
+    Runs that failed have no lines.
+
+    Raises:
+        UserError: the file cannot be written. An older file of that name is then left whole.
+    """
+    done = [row for row in rows if not row.get("error") and row.get("ranks") is not None]
+    names = list(dict.fromkeys(name for row in done for name in row["metrics"]))
+    text = io.StringIO()
+    table = csv.writer(text, delimiter="\t", lineterminator="\n")
+    table.writerow(["model", "seed", "user", "rank", *names])
+    for row in done:
+        ranks = np.asarray(row["ranks"])
+        values = [per_user(ranks, *split_metric(name)).tolist() if name in row["metrics"] else None for name in names]
+        columns = [[""] * len(ranks) if column is None else [f"{value:.6g}" for value in column] for column in values]
+        users = range(len(ranks)) if row.get("user_ids") is None else row["user_ids"]
+        for user, rank, *cells in zip(users, ranks.tolist(), *columns, strict=True):
+            table.writerow([label_of(row), row["seed"], user, rank, *cells])
+    _write(file, text.getvalue(), "per_user_file")
+
+
+def _plain(value: Any) -> Any:
+    """Turn NumPy's numbers into Python's, and what JSON has no number for into None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _write(file: str | Path, text: str, key: str) -> None:
+    """Write a text file in one step: a reader, or a crash, finds the old file or the new one, never a part."""
+    file = Path(file)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "w", encoding="utf-8", newline="\n") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, file)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{key}: {file} cannot be written ({error.strerror}); name a file in a folder of yours."
+        ) from None

@@ -1,0 +1,332 @@
+"""The runner's table and files, against tables and numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from recbole_llm import report
+from recbole_llm.errors import UserError
+from recbole_llm.evaluation import metrics_from_ranks
+from recbole_llm.report import format_table, write_json, write_per_user
+
+
+def make_row(model, ranks, seed=1, users=None, metrics=("ndcg", "hit"), topk=(2,), **changes):
+    ranks = np.array(ranks)
+    return {
+        "model": model,
+        "dataset": "ml-100k",
+        "seed": seed,
+        "role": "model",
+        "metrics": metrics_from_ranks(ranks, metrics, topk),
+        "users": len(ranks),
+        "trained_parameters": 123_456,
+        "train_seconds": 90.0,
+        "eval_seconds": 12.0,
+        "ranks": ranks,
+        "user_ids": np.array([f"u{user}" for user in range(len(ranks))] if users is None else users),
+        "valid_metric": "NDCG@2",
+        **changes,
+    }
+
+
+def failed_row(model, seed=1, error="no such file: bring one."):
+    return {"model": model, "dataset": "ml-100k", "seed": seed, "error": error}
+
+
+def line_of(table: str, name: str) -> str:
+    return next(line for line in table.splitlines() if line.startswith(name))
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_table_by_hand():
+    """Ranks 1, 2, 3, 3 give NDCG@2 = (1 + .63093) / 4; all first gives 1; three differences of one sign: p = 2/8."""
+    rows = [
+        make_row("SASRec", [1, 2, 3, 3], trained_parameters=950),
+        make_row("LLMSTAR", [1, 1, 1, 1], trained_parameters=5_250_000, train_seconds=660.0, eval_seconds=30.0),
+    ]
+    assert (
+        format_table(rows)
+        == """\
+ml-100k · 4 users · seed 1
+
+model    ndcg@2   hit@2   ndcg@2 vs SASRec  params  minutes
+-----------------------------------------------------------
+SASRec    .4077   .5000                  -     950      1.7
+LLMSTAR  1.0000  1.0000  +.5923 (p=.250)     5.25M     11.5
+
+* p < .05. Differences in ndcg@2 to SASRec are paired by user; p is from a two-sided sign-flip test. It speaks of other
+    users, not of other training seeds.
+params: trained parameters. minutes: training and test."""
+    )
+
+
+def test_significance_is_marked_after_the_correction():
+    six, five = [1] * 6 + [2] * 6, [2] * 6 + [1, 2, 2, 2, 2, 2]
+    base = [2] * 12
+    # Six users improve: p = 2/64 = .031. Alone it is significant, among two comparisons it is .0625.
+    alone = format_table([make_row("A", base), make_row("B", six)])
+    assert "(p=.031) *" in line_of(alone, "B") and "Holm" not in alone
+    among_two = format_table([make_row("A", base), make_row("B", six), make_row("C", five)])
+    assert "(p=.062)  " in line_of(among_two, "B") and "corrected for 2" in among_two
+    assert "(p=1.000)" in line_of(among_two, "C")
+    worse = format_table([make_row("A", six), make_row("B", base)])
+    assert "-.1845 (p=.031) *" in line_of(worse, "B")  # 6/12 * (1 - .63093)
+
+
+def test_very_small_p_values():
+    table = format_table([make_row("A", [2] * 100), make_row("B", [1] * 100)])
+    assert "+.3691 (p<.001) *" in line_of(table, "B")
+
+
+def test_users_are_paired_by_id_and_not_by_place():
+    first = make_row("A", [1, 2, 3, 3, 1, 1, 2, 3])
+    other = make_row("B", [1, 1, 3, 1, 1, 1, 1, 1])
+    order = [5, 2, 0, 7, 1, 3, 4, 6]
+    moved = {**other, "ranks": other["ranks"][order], "user_ids": other["user_ids"][order]}
+    assert format_table([first, moved]) == format_table([first, other])
+    assert "p=.125" in format_table([first, other])  # four improve: 2/16
+
+
+def test_seeds_are_averaged_by_user_before_the_test():
+    rows = [
+        make_row("A", [2, 2, 2, 2, 2, 2], seed=1),
+        make_row("B", [1, 1, 1, 2, 2, 2], seed=1),
+        make_row("A", [2, 2, 2, 2, 2, 2], seed=2),
+        # the same users in another order; u0, u1 and u2 lose what they gained, u3 gains
+        make_row("B", [1, 2, 2, 3, 3, 3], seed=2, users=["u3", "u5", "u4", "u2", "u1", "u0"]),
+    ]
+    table = format_table(rows)
+    # Per user, over the seeds: u0 to u2 (.36907 - .63093) / 2 = -.13093 each; u3 .36907 / 2 = .18454; the others 0.
+    # Mean (-.39279 + .18454) / 6 = -.03471. Patterns at least .20825 in size of (+-.13093 three times, +-.18454):
+    # the three equal ones alike: 2 * 2 of 16; two against one: +-.13093 +-.18454 = +-.31547 or +-.05361, 6 of 16.
+    assert "-.0347 (p=.625)" in line_of(table, "B")
+    assert "seeds 1, 2 (mean ± standard deviation)" in table
+    assert "averaged over the seeds" in table
+    # B: NDCG@2 of the seeds (3 + 3 * .63093) / 6 = .81546 and (1 + 2 * .63093) / 6 = .37698
+    assert ".5962 ± .3101" in line_of(table, "B")
+    assert ".6309 ± .0000" in line_of(table, "A")
+
+
+def test_a_user_with_several_rows_counts_once():
+    # u0 improves in three rows, u1 in one: two users, p = 2/4; were they four, it would be 2/16.
+    users = ["u0", "u0", "u0", "u1"]
+    table = format_table([make_row("A", [2, 2, 2, 2], users=users), make_row("B", [1, 1, 1, 1], users=users)])
+    assert "(p=.500)" in line_of(table, "B")
+
+
+def test_failures_keep_their_place_and_reason():
+    rows = [
+        make_row("SASRec", [1, 2, 3], seed=1),
+        failed_row("LLMSRec", seed=1, error="out of memory:\n  lower   train_batch_tokens."),
+        make_row("LLMSTAR", [1, 1, 1], seed=1),
+        make_row("SASRec", [1, 2, 2], seed=2),
+        failed_row("LLMSRec", seed=2),
+        failed_row("LLMSTAR", seed=2, error="word " * 40),
+    ]
+    table = format_table(rows)
+    assert (
+        "\nLLMSRec (seed 1)  FAILED: out of memory: lower train_batch_tokens.\nLLMSRec (seed 2)  FAILED: no such"
+        in table
+    )
+    assert line_of(table, "LLMSTAR (1 of 2 seeds)").split()[5:7] == ["1.0000", "1.0000"]
+    assert "over the seeds that both models finished" in table
+    # over seed 1 alone: (0 + .36907 + 1) / 3, two users differ: 2/4
+    assert "+.4564 (p=.500)" in line_of(table, "LLMSTAR")
+    assert max(map(len, table.splitlines())) <= 120
+
+
+def test_a_failed_first_model_is_said():
+    table = format_table([failed_row("SASRec"), make_row("A", [2, 2]), make_row("B", [1, 1])])
+    assert "SASRec  FAILED: no such file: bring one." in table
+    assert "SASRec failed; the differences are to A." in table
+    assert "ndcg@2 vs A" in table
+
+
+def test_only_failures():
+    assert format_table([failed_row("LLMSTAR")]) == "ml-100k · seed 1\n\nLLMSTAR  FAILED: no such file: bring one."
+
+
+def test_one_model_has_no_difference_column():
+    assert " vs " not in format_table([make_row("SASRec", [1, 2])])
+
+
+def test_teachers_are_labelled_and_a_shared_one_stands_once():
+    teacher = make_row("SASRec", [2, 2, 2], role="teacher")
+    rows = [make_row("LLMSRec", [1, 2, 3]), make_row("LLMSTAR", [1, 1, 3]), teacher, dict(teacher)]
+    table = format_table(rows)
+    assert table.count("SASRec (teacher)") == 1
+    assert "ndcg@2 vs LLMSRec" in table
+    # A teacher that stands first is not what the others are compared with.
+    assert "ndcg@2 vs LLMSRec" in format_table([teacher, *rows[:2]])
+    # Two teachers of one name with different results are two lines.
+    other = make_row("SASRec", [1, 2, 2], role="teacher")
+    assert "SASRec (teacher) #2" in format_table([*rows, other])
+
+
+def test_models_evaluated_on_other_users_get_no_p_value():
+    table = format_table([make_row("A", [2, 2]), make_row("B", [1, 1], users=["u7", "u8"])])
+    assert "+.3691 (no test)" in line_of(table, "B") and "no test: the two models" in table
+    without_ranks = {**make_row("B", [1, 1]), "ranks": None}
+    assert "(no test)" in line_of(format_table([make_row("A", [2, 2]), without_ranks]), "B")
+
+
+def test_different_numbers_of_users_get_a_column():
+    table = format_table([make_row("A", [2, 2]), make_row("B", [1, 1, 1])])
+    assert table.startswith("ml-100k · seed 1\n")
+    assert line_of(table, "model").split()[:2] == ["model", "users"]
+    assert line_of(table, "A").split()[:2] == ["A", "2"] and line_of(table, "B").split()[:2] == ["B", "3"]
+
+
+def test_the_compared_metric_can_be_chosen():
+    rows = [make_row("A", [2, 2], topk=(1, 2)), make_row("B", [1, 1], topk=(1, 2))]
+    assert "hit@1 vs A" in format_table(rows, valid_metric="Hit@1")
+    assert "+1.0000 (p=.500)" in format_table(rows, valid_metric="Hit@1")
+    rows[0].pop("valid_metric")
+    assert "ndcg@1 vs A" in format_table(rows)
+
+
+def test_several_datasets_give_several_tables():
+    rows = [make_row("A", [1, 2]), {**make_row("A", [1, 1]), "dataset": "scientific"}]
+    tables = format_table(rows).split("\n\nscientific")
+    assert len(tables) == 2 and tables[0].startswith("ml-100k") and " · 2 users" in tables[1]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("metrics", [1, 4, 6])
+@pytest.mark.parametrize("name", ["LLMSTAR", "AVeryLongNameOfAModelIndeed"])
+def test_the_table_fits_the_page_and_loses_no_column(seeds, metrics, name):
+    generator = np.random.default_rng(0)
+    metrics = ("ndcg", "hit", "mrr", "recall", "precision", "map")[:metrics]
+    rows = [
+        make_row(model, generator.integers(1, 30, 50), seed, metrics=metrics, topk=(5, 10, 20), valid_metric="ndcg@10")
+        for seed in range(seeds)
+        for model in ("SASRec", name)
+    ]
+    table = format_table(rows)
+    assert max(map(len, table.splitlines())) <= 120
+    headers = [line for line in table.splitlines() if line.startswith("model ")]
+    columns = " ".join(headers).split()
+    for wanted in [f"{metric}@{k}" for metric in metrics for k in (5, 10, 20)] + ["params", "minutes"]:
+        assert wanted in columns
+    for header, rule in zip(table.splitlines(), table.splitlines()[1:], strict=False):
+        if header.startswith("model "):
+            assert rule == "-" * len(header)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0"), (999, "999"), (1000, "1.00k"), (12_345, "12.3k"), (99_960, "100k"), (123_456, "123k"),
+        (999_499, "999k"), (999_500, "1.00M"), (1_234_567, "1.23M"), (134_515_008, "135M"), (3_212_749_824, "3.21G"),
+        (None, "-"),
+    ],
+)  # fmt: skip
+def test_parameters_in_human_units(count, text):
+    assert report._parameters({"trained_parameters": count}) == text
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluate", "text"), [(0, 0, "0.0"), (1, 1, "<0.1"), (60, 30, "1.5"), (6000, 60, "101.0"), (None, 5, "-")]
+)
+def test_minutes(train, evaluate, text):
+    assert report._minutes([{"train_seconds": train, "eval_seconds": evaluate}]) == text
+
+
+def test_numbers():
+    assert [report._decimal(value) for value in (0.0, 0.12345, 1.0, 12.5)] == [".0000", ".1235", "1.0000", "12.5000"]
+    assert [report._signed(value) for value in (-0.5, -0.00001, 1.25)] == ["-.5000", "+.0000", "+1.2500"]
+    assert line_of(format_table([{**make_row("A", [1]), "metrics": {"ndcg@2": float("nan")}}]), "A").split()[1] == "-"
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_json_by_hand(tmp_path):
+    file = tmp_path / "new" / "results.json"
+    first = make_row("SASRec", [1, 2, 3, 3], checkpoint="saved/SASRec")
+    first["users"], first["seed"] = np.int64(4), np.int32(7)
+    write_json([first, make_row("SASRec", [1, 3], role="teacher", train_seconds=float("nan")), failed_row("B")], file)
+    text = file.read_text(encoding="utf-8")
+    assert "NaN" not in text and text.endswith("]\n")
+    assert json.loads(text) == [
+        {
+            "model": "SASRec",
+            "dataset": "ml-100k",
+            "seed": 7,
+            "metrics": {"ndcg@2": pytest.approx((1 + 0.63093) / 4, abs=1e-5), "hit@2": 0.5},
+            "users": 4,
+            "trained_parameters": 123456,
+            "train_seconds": 90.0,
+            "eval_seconds": 12.0,
+        },
+        {
+            "model": "SASRec (teacher)",
+            "dataset": "ml-100k",
+            "seed": 1,
+            "metrics": {"ndcg@2": 0.5, "hit@2": 0.5},
+            "users": 2,
+            "trained_parameters": 123456,
+            "train_seconds": None,
+            "eval_seconds": 12.0,
+        },
+        {
+            "model": "B",
+            "dataset": "ml-100k",
+            "seed": 1,
+            "metrics": {},
+            "users": None,
+            "trained_parameters": None,
+            "train_seconds": None,
+            "eval_seconds": None,
+            "error": "no such file: bring one.",
+        },
+    ]
+    assert list(json.loads(text)[0]) == list(report.JSON_KEYS)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    file = tmp_path / "results.json"
+    write_json([make_row("A", [1])], file)
+    before = file.read_text()
+
+    def no_space(*arguments):
+        raise OSError(28, "No space left on device")
+
+    for step in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, no_space)
+            with pytest.raises(UserError, match="results_file: .*results.json cannot be written .No space left"):
+                write_json([make_row("B", [1])], file)
+        assert file.read_text() == before
+        assert os.listdir(tmp_path) == ["results.json"]
+    write_json([make_row("B", [1])], file)
+    assert json.loads(file.read_text())[0]["model"] == "B" and os.listdir(tmp_path) == ["results.json"]
+
+
+def test_a_file_in_the_way_of_the_folder(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="per_user_file: .* cannot be written"):
+        write_per_user([make_row("A", [1])], tmp_path / "taken" / "users.tsv")
+
+
+def test_per_user_by_hand(tmp_path):
+    file = tmp_path / "users.tsv"
+    rows = [
+        make_row("A", [1, 2, 3], users=["u1", "tab\tin it", "ü"]),
+        make_row("A", [2], role="teacher", metrics=("mrr",), seed=2),
+        failed_row("B"),
+    ]
+    write_per_user(rows, file)
+    assert file.read_text(encoding="utf-8") == (
+        "model\tseed\tuser\trank\tndcg@2\thit@2\tmrr@2\n"
+        "A\t1\tu1\t1\t1\t1\t\n"
+        'A\t1\t"tab\tin it"\t2\t0.63093\t1\t\n'
+        "A\t1\tü\t3\t0\t0\t\n"
+        "A (teacher)\t2\tu0\t2\t\t\t0.5\n"
+    )
