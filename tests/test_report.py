@@ -117,7 +117,7 @@ def test_a_user_with_several_rows_counts_once():
     # u0 improves in three rows, u1 in one: two users, p = 2/4; were they four, it would be 2/16.
     users = ["u0", "u0", "u0", "u1"]
     table = format_table([make_row("A", [2, 2, 2, 2], users=users), make_row("B", [1, 1, 1, 1], users=users)])
-    assert "(p=.500)" in line_of(table, "B")
+    assert "+.3691 (p=.500)" in line_of(table, "B")
 
 
 def test_failures_keep_their_place_and_reason():
@@ -139,6 +139,19 @@ def test_failures_keep_their_place_and_reason():
     # over seed 1 alone: (0 + .36907 + 1) / 3, two users differ: 2/4
     assert "+.4564 (p=.500)" in line_of(table, "LLMSTAR")
     assert max(map(len, table.splitlines())) <= 120
+
+
+def test_only_seeds_that_both_models_finished_are_compared():
+    rows = [
+        make_row("A", [2, 2], seed=1),
+        make_row("B", [1, 1], seed=1),
+        failed_row("A", seed=2),
+        make_row("B", [3, 3], seed=2),
+        make_row("C", [3, 3], seed=2),
+    ]
+    table = format_table(rows)
+    assert "+.3691 (p=.500)" in line_of(table, "B")
+    assert line_of(table, "C (1 of 2 seeds)").split()[7] == "-"  # no seed in common with A
 
 
 def test_a_failed_first_model_is_said():
@@ -235,7 +248,8 @@ def test_parameters_in_human_units(count, text):
     ("train", "evaluate", "text"), [(0, 0, "0.0"), (1, 1, "<0.1"), (60, 30, "1.5"), (6000, 60, "101.0"), (None, 5, "-")]
 )
 def test_minutes(train, evaluate, text):
-    assert report._minutes([{"train_seconds": train, "eval_seconds": evaluate}]) == text
+    run = {"train_seconds": train, "eval_seconds": evaluate}
+    assert report._minutes([run]) == report._minutes([run, run]) == text
 
 
 def test_numbers():
