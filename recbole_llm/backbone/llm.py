@@ -525,6 +525,11 @@ def _read_model(
         source["quantization_config"] = transformers.GgufConfig(dequantize=True)
 
     kernels = ("sdpa", "eager") if wanted.attn_implementation == "auto" else (wanted.attn_implementation,)
+    if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) is not None:
+        # Gemma 2: older versions of transformers run it with sdpa, which silently leaves out the capping of its scores.
+        if wanted.attn_implementation == "sdpa":
+            raise UserError(f"attn_implementation: {name} caps its attention scores, which sdpa cannot; use auto.")
+        kernels = tuple(kernel for kernel in kernels if kernel != "sdpa")
     for kernel in kernels:
         try:
             model, report = AutoModelForCausalLM.from_pretrained(

@@ -68,7 +68,7 @@ ARCHITECTURES = {
     "opt-projected": ("opt", OPT | {"word_embed_proj_dim": 16, "do_layer_norm_before": False}, 16, 16, False),
     "gpt2": ("gpt2", GPT2 | {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}, 32, 32, False),
 }
-# Eager attention is what Gemma 2 gets by itself; the others get it where it is asked for.
+# auto: sdpa, but for Gemma 2.
 CASES = [(name, kernel) for name in ARCHITECTURES for kernel in ("auto", "eager")]
 
 
@@ -112,8 +112,9 @@ def shared(folder, kernel="auto") -> Backbone:
 
 @lru_cache
 def plain(folder: Path) -> torch.nn.Module:
-    """The decoder stack as transformers itself loads it; not to be changed."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).base_model.eval()
+    """The decoder stack as transformers itself loads it, with its plainest attention; not to be changed."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return model.base_model.eval()
 
 
 def token_ids(*shape: int) -> Tensor:
@@ -158,14 +159,12 @@ def test_forward_equals_the_plain_decoder(folders, name, kernel):
 def test_tails_that_share_a_prefix_equal_whole_rows(folders, name, kernel):
     """prefix | tail a | tail b in one row: positions, not places, must decide what a sliding window sees."""
     backbone, reference = shared(folders[name], kernel), plain(folders[name])
-    prefix, a, b = token_ids(1, 6), token_ids(1, 11)[:, 6:], token_ids(1, 16)[:, 12:]
-    mask = causal(15)
+    ids = token_ids(1, 18)
+    prefix, a, b = ids[:, :6], ids[:, 6:11], ids[:, 11:]  # b is longer than a window
+    mask = causal(18)
     mask[11:, 6:11] = False  # b does not see a
-    hidden, _ = backbone(
-        backbone.embedding(torch.cat([prefix, a, b], dim=1)),
-        torch.cat([positions(0, 11), positions(6, 10)], dim=1),
-        mask[None, None],
-    )
+    where = torch.cat([positions(0, 11), positions(6, 13)], dim=1)
+    hidden, _ = backbone(backbone.embedding(ids), where, mask[None, None])
     close(hidden[0, :11], reference(input_ids=torch.cat([prefix, a], dim=1)).last_hidden_state[0])
     close(hidden[0, 11:], reference(input_ids=torch.cat([prefix, b], dim=1)).last_hidden_state[0, 6:])
 
@@ -298,6 +297,11 @@ def test_backbone_layers_keeps_the_first_and_the_final_norm(folders, name):
     hidden, _ = backbone(backbone.embedding(ids), positions(0, 10), causal(10)[None, None])
     close(hidden, reference(input_ids=ids).last_hidden_state)
     assert backbone.layers == backbone.identity["layers"] == len(getattr(backbone.model, blocks)) == 2
+
+
+def test_backbone_layers_may_leave_no_sliding_window(folders):
+    backbone = load(folders["qwen2-sliding"], backbone_layers=1)
+    assert not backbone.is_sliding and backbone.sliding_window is None
 
 
 @pytest.mark.parametrize("name", ["opt", "gpt2"])
@@ -761,7 +765,7 @@ def test_a_tokenizer_of_another_model(tmp_path, tokenizer):
 
 
 def test_kernels_that_are_not_there(folders):
-    with pytest.raises(UserError, match="attn_implementation: .* has no sdpa"):
+    with pytest.raises(UserError, match="attn_implementation: .* caps its attention scores"):
         load(folders["gemma2"], attn_implementation="sdpa")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="attn_implementation: .*flash_attention_2"):
