@@ -286,11 +286,8 @@ def _read_settings(settings: Any) -> _Settings:
 
     def number(key: str, default: float, fits: Callable[[Any], bool], what: str) -> Any:
         value = get(key, default)
-        if isinstance(value, bool) or not isinstance(
-            value, type(default) if isinstance(default, int) else (int, float)
-        ):
-            raise UserError(f"{key} must be {what}, not {value!r}.")
-        if not fits(value):
+        kinds = int if isinstance(default, int) else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not fits(value):
             raise UserError(f"{key} must be {what}, not {value!r}.")
         return value
 
