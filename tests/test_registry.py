@@ -1,0 +1,459 @@
+"""RecBole's look-ups after ``import recbole_llm``: our models are found, everything else is as it was."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, NoneType
+
+import numpy as np
+import pytest
+import recbole.data.dataset
+import recbole.trainer
+import torch
+import yaml
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.data.dataset import SequentialDataset
+from recbole.data.transform import construct_transform
+from recbole.data.utils import create_samplers
+from recbole.model.sequential_recommender import SASRec
+from recbole.quick_start import load_data_and_model, run_recbole
+from recbole.quick_start import quick_start as quick_start_module
+from recbole.sampler import RepeatableSampler
+from recbole.trainer import Trainer
+from recbole.utils import get_flops, get_model, get_trainer
+
+import recbole_llm
+from recbole_llm import registry
+from recbole_llm.errors import UserError
+from recbole_llm.evaluation import CandidateSampler
+
+ROOT = Path(registry.__file__).parents[1]
+
+
+class Toy(SASRec):
+    """Stands for a model of ours."""
+
+    def __deepcopy__(self, memo):
+        raise AssertionError("a model of ours was copied")
+
+
+class ToyDataset(SequentialDataset):
+    """Stands for a dataset of ours."""
+
+
+class ToyTrainer(Trainer):
+    """Stands for a trainer of ours."""
+
+
+TOY = registry.Entry(
+    model=f"{__name__}:Toy", dataset=f"{__name__}:ToyDataset", trainer=f"{__name__}:ToyTrainer", properties="", paper=""
+)
+
+
+@pytest.fixture(autouse=True)
+def quiet_process(monkeypatch):
+    """RecBole reads sys.argv into its settings, and sets CUDA_VISIBLE_DEVICES and the root logger."""
+    monkeypatch.setattr(sys, "argv", ["test"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    logger = logging.getLogger()
+    handlers, level = logger.handlers[:], logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    monkeypatch.setitem(registry.MODELS, "Toy", TOY)
+
+
+@pytest.fixture
+def our_settings(monkeypatch):
+    """A stand-in for recbole_llm.config that records its calls."""
+    calls = []
+    module = ModuleType("recbole_llm.config")
+
+    def load_internal(config, model, model_class, dataset):
+        calls.append(("load_internal", model, model_class, dataset, dict(config.internal_config_dict)))
+        if model == "Toy":
+            of_sasrec = Path(recbole.__file__).parent / "properties" / "model" / "SASRec.yaml"
+            config.internal_config_dict.update(yaml.load(of_sasrec.read_text(), Loader=config.yaml_loader))
+        config.internal_config_dict.update(train_neg_sample_args=None, epochs=1, from_our_yaml=5)
+
+    def finish(config):
+        calls.append(("finish", config.model, dict(config.final_config_dict)))
+
+    module.load_internal, module.finish = load_internal, finish
+    monkeypatch.setitem(sys.modules, "recbole_llm.config", module)
+    monkeypatch.setattr(recbole_llm, "config", module, raising=False)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> dict:
+    """A dataset of 30 users and 20 items, and settings to train on it."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "toy").mkdir()
+    rng = np.random.default_rng(0)
+    rows = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for user in range(30):
+        rows += [f"u{user}\ti{item}\t{time}" for time, item in enumerate(rng.permutation(20)[:9])]
+    (folder / "toy" / "toy.inter").write_text("\n".join(rows) + "\n")
+    return {
+        "data_path": str(folder),
+        "checkpoint_dir": str(folder / "saved"),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "train_batch_size": 64,
+        "MAX_ITEM_LIST_LENGTH": 5,
+        "hidden_size": 8,
+        "inner_size": 8,
+        "state": "ERROR",
+        "use_gpu": False,
+        "show_progress": False,
+    }
+
+
+def interacted(settings: dict) -> dict[str, set[str]]:
+    """The items of each user, read from the file."""
+    items: dict[str, set[str]] = {}
+    for line in (Path(settings["data_path"]) / "toy" / "toy.inter").read_text().splitlines()[1:]:
+        user, item, _ = line.split("\t")
+        items.setdefault(user, set()).add(item)
+    return items
+
+
+class TestTable:
+    @pytest.mark.parametrize("name", registry.MODELS)
+    def test_every_entry_resolves(self, name):
+        entry = registry.MODELS[name]
+        assert registry.resolve(entry.model).__name__ == name
+        assert issubclass(registry.resolve(entry.dataset), SequentialDataset)
+        assert issubclass(registry.resolve(entry.trainer), Trainer)
+        assert (registry.properties_folder() / entry.properties).is_file()
+        assert entry.paper
+
+    def test_is_ours(self):
+        assert registry.is_ours("LLMSTAR")
+        assert not registry.is_ours("SASRec") and not registry.is_ours(SASRec) and not registry.is_ours(None)
+
+    @pytest.mark.parametrize("reference", [f"{__name__}:Missing", "recbole_llm.missing:Model"])
+    def test_what_cannot_be_resolved_is_an_import_error(self, reference):
+        with pytest.raises(ImportError, match=reference.split(":")[0]):
+            registry.resolve(reference)
+
+    def test_properties_of_an_installed_package_and_of_a_checkout(self, tmp_path, monkeypatch):
+        package = tmp_path / "recbole_llm"
+        monkeypatch.setattr(registry, "__file__", str(package / "registry.py"))
+        with pytest.raises(UserError, match="properties"):
+            registry.properties_folder()
+        (tmp_path / "properties" / "model").mkdir(parents=True)
+        assert registry.properties_folder() == tmp_path / "properties"
+        (package / "properties" / "model").mkdir(parents=True)
+        assert registry.properties_folder() == package / "properties"
+
+
+class TestNames:
+    def test_the_parts_of_a_model_are_found_by_recbole(self, toy):
+        assert get_model("Toy") is Toy
+        assert get_trainer(Toy.type, "Toy") is ToyTrainer
+        assert recbole.data.dataset.ToyDataset is ToyDataset
+        from recbole.trainer import ToyTrainer as imported
+
+        assert imported is ToyTrainer
+
+    def test_stock_parts_stay(self):
+        assert get_model("SASRec") is SASRec
+        assert get_trainer(SASRec.type, "SASRec") is Trainer
+        assert not hasattr(recbole.data.dataset, "SASRecDataset")
+        with pytest.raises(AttributeError, match="NoSuchTrainer"):
+            _ = recbole.trainer.NoSuchTrainer
+
+    def test_a_broken_trainer_is_no_reason_to_take_the_stock_one(self, monkeypatch):
+        broken = registry.Entry(f"{__name__}:Toy", f"{__name__}:ToyDataset", f"{__name__}:Missing", "", "")
+        monkeypatch.setitem(registry.MODELS, "Toy", broken)
+        with pytest.raises(ImportError, match="Missing"):
+            get_trainer(Toy.type, "Toy")
+
+    @pytest.mark.parametrize(
+        ("name", "near"),
+        [("SASRecc", "SASRec"), ("sasrec", "SASRec"), ("llmstar", "LLMSTAR"), ("LLM-STAR", "LLMSTAR"), ("BRP", "BPR")],
+    )
+    def test_an_unknown_model_gets_the_nearest_name(self, name, near):
+        with pytest.raises(UserError) as failure:
+            get_model(name)
+        assert f"'{name}'" in str(failure.value) and f"did you mean '{near}'?" in str(failure.value)
+        assert "lightgbm" not in str(failure.value)
+
+    def test_an_unknown_model_that_is_near_to_none(self):
+        with pytest.raises(ValueError, match="no model named 'qqqqqqqq'"):
+            Config(model="qqqqqqqq", dataset="ml-100k")
+
+    def test_known_models(self):
+        known = registry.known_models()
+        assert known[: len(registry.MODELS)] == list(registry.MODELS)
+        assert {"SASRec", "Random", "LightGBM", "XGBoost", "xDeepFM"} <= set(known) and "lightgbm" not in known
+        for name in known[len(registry.MODELS) :]:
+            if name not in ("LightGBM", "XGBoost"):
+                assert get_model(name).__name__ == name
+
+    def test_a_missing_library_of_a_known_model_is_still_named(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "lightgbm", None)
+        for name in [name for name in sys.modules if name.startswith("recbole.model.exlib_recommender")]:
+            monkeypatch.delitem(sys.modules, name)
+        with pytest.raises(ImportError, match="lightgbm"):
+            get_model("LightGBM")
+
+
+class TestSettings:
+    def test_ours_come_after_recboles_and_before_the_users(self, toy, our_settings, settings):
+        config = Config(model="Toy", dataset="toy", config_dict={**settings, "from_our_yaml": 6})
+        (first, model, model_class, dataset, before), (last, finished, final) = our_settings
+        assert (first, last) == ("load_internal", "finish")
+        assert (model, model_class, dataset, finished) == ("Toy", Toy, "toy", "Toy")
+        assert before["epochs"] == 300  # RecBole's overall.yaml
+        assert (config["epochs"], config["from_our_yaml"]) == (1, 6)
+        assert final == config.final_config_dict
+
+    def test_a_class_is_as_good_as_a_name(self, toy, our_settings, settings):
+        Config(model=Toy, dataset="toy", config_dict=settings)
+        assert [call[0] for call in our_settings] == ["load_internal", "finish"]
+
+    @pytest.mark.parametrize("protocol", ["retrieval", None])
+    def test_a_stock_model_gets_them_with_a_protocol_only(self, protocol, our_settings, settings):
+        Config(model="BPR", dataset="toy", config_dict={**settings, "protocol": protocol})
+        assert [call[0] for call in our_settings] == (["load_internal", "finish"] if protocol else [])
+
+
+class TestRun:
+    def test_run_recbole(self, toy, our_settings, settings):
+        seen = []
+        ToyTrainer.fit = lambda self, *args, **kwargs: seen.append(self) or Trainer.fit(self, *args, **kwargs)
+        try:
+            result = run_recbole(model="Toy", dataset="toy", config_dict=settings)
+        finally:
+            del ToyTrainer.fit
+        assert 0 < result["test_result"]["hit@10"] <= 1
+        assert type(seen[0].model) is Toy
+        assert len(seen) == 1
+
+    def test_the_dataset_is_ours(self, toy, our_settings, settings):
+        config = Config(model="Toy", dataset="toy", config_dict=settings)
+        assert type(create_dataset(config)) is ToyDataset
+
+    def test_flops_of_ours_are_counted_without_a_copy(self, toy, our_settings, settings):
+        config = Config(model="Toy", dataset="toy", config_dict=settings)
+        dataset = create_dataset(config)
+        train, _, _ = data_preparation(config, dataset)
+        model = Toy(config, train._dataset).train()
+        arguments = (dataset, torch.device("cpu"), logging.getLogger(), construct_transform(config))
+        flops = get_flops(model, *arguments)
+        length, width, inner, layers = 5, 8, 8, 2
+        projections = 4 * width * width + 2 * width * inner
+        # Two FLOPs per multiplication and addition; attention's two products; the dot product is no matrix product.
+        assert flops == layers * 2 * (length * projections + 2 * length * length * width)
+        assert model.training and not any("total_ops" in name for name, _ in model.named_buffers())
+
+        class Stock(SASRec):
+            pass
+
+        stock = get_flops(Stock(config, train._dataset), *arguments)
+        assert stock > 0 and stock != flops  # RecBole's own count, which counts otherwise
+
+
+class TestCandidates:
+    def splits(self, settings, **changes):
+        changes = {**settings, "train_neg_sample_args": None, **changes}
+        config = Config(model="SASRec", dataset="toy", config_dict=changes)
+        dataset = create_dataset(config)
+        return config, dataset, dataset.build()
+
+    def mode(self, valid: str, test: str) -> dict:
+        return {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": {"valid": valid, "test": test}}
+
+    def test_only_where_they_are_asked_for(self, settings):
+        config, dataset, splits = self.splits(settings, eval_args=self.mode("uni9", "uni9"))
+        for sampling in (None, "recbole"):
+            config["candidate_sampling"] = sampling
+            samplers = create_samplers(config, dataset, splits)
+            assert [type(sampler) for sampler in samplers] == [NoneType, RepeatableSampler, RepeatableSampler]
+
+    def test_only_for_the_phase_that_draws(self, settings):
+        arguments = {"eval_args": self.mode("full", "uni9"), "candidate_sampling": "non_interacted"}
+        config, dataset, splits = self.splits(settings, **arguments)
+        train, valid, test = create_samplers(config, dataset, splits)
+        assert train is None and not isinstance(valid, CandidateSampler)
+        assert isinstance(test, CandidateSampler)
+        assert test.phase == "test" and test.dataset is splits[2]
+
+    def test_by_popularity_is_a_contradiction(self, settings):
+        arguments = {"eval_args": self.mode("uni9", "pop9"), "candidate_sampling": "non_interacted"}
+        with pytest.raises(UserError, match=r"candidate_sampling.*pop9"):
+            create_samplers(*self.splits(settings, **arguments))
+
+    @pytest.mark.parametrize("model", ["SASRec", "BPR"])
+    def test_a_stock_model_meets_no_item_of_the_users_own(self, model, settings):
+        arguments = {"eval_args": self.mode("uni9", "uni9"), "candidate_sampling": "non_interacted"}
+        if model == "SASRec":
+            arguments["train_neg_sample_args"] = None
+        config = Config(model=model, dataset="toy", config_dict={**settings, **arguments})
+        dataset = create_dataset(config)
+        own = interacted(settings)
+        checked = 0
+        for data in data_preparation(config, dataset)[1:]:
+            for batch, row, _, positives in data:
+                users = dataset.id2token("user_id", batch["user_id"].numpy())
+                items = dataset.id2token("item_id", batch["item_id"].numpy())
+                for user in sorted(set(row.tolist())):
+                    target, *others = items[row.numpy() == user]
+                    token = users[row.numpy() == user][0]
+                    assert target in own[token] and target == dataset.id2token("item_id", positives[user].item())
+                    assert len(set(others)) == 9 and not own[token] & set(others)
+                    checked += 1
+        assert checked == 60
+
+    def test_all_items_of_a_user_are_known_though_histories_are_cut(self, settings):
+        _, dataset, splits = self.splits(settings)
+        items = registry._user_items(splits)
+        own = interacted(settings)
+        assert len(items) == dataset.user_num and len(items[0]) == 0
+        for user in range(1, dataset.user_num):
+            tokens = dataset.id2token("item_id", items[user])
+            assert len(tokens) == 9 and set(tokens) == own[dataset.id2token("user_id", user)]
+
+
+class TestLoading:
+    @pytest.fixture
+    def loaded(self, monkeypatch):
+        module = ModuleType("recbole_llm.quick_start")
+        module.load = lambda file: ("loaded", file)
+        monkeypatch.setitem(sys.modules, "recbole_llm.quick_start", module)
+        monkeypatch.setattr(recbole_llm, "quick_start", module, raising=False)
+
+    @pytest.mark.parametrize("kind", [str, Path])
+    def test_a_checkpoint_of_ours(self, loaded, tmp_path, kind):
+        (tmp_path / "recbole_llm.json").write_text("{}")
+        (tmp_path / "model.safetensors").write_bytes(b"")
+        for file in (kind(tmp_path), kind(tmp_path / "model.safetensors")):
+            assert load_data_and_model(file) == ("loaded", file)
+            assert quick_start_module.load_data_and_model(file) == ("loaded", file)
+
+    @pytest.mark.parametrize("file", ["", "model.safetensors"])
+    def test_a_folder_of_something_else(self, loaded, tmp_path, file):
+        with pytest.raises(UserError, match=r"recbole_llm\.json"):
+            load_data_and_model(str(tmp_path / file))
+
+    def test_a_stock_checkpoint_goes_the_stock_way(self, loaded, tmp_path):
+        (tmp_path / "recbole_llm.json").write_text("{}")
+        with pytest.raises(FileNotFoundError):
+            load_data_and_model(str(tmp_path / "BPR.pth"))
+
+
+def test_registering_again_changes_nothing():
+    def state():
+        functions = (get_model, get_flops, create_samplers, load_data_and_model)
+        methods = (Config.__init__, Config._load_internal_config_dict)
+        hooks = (recbole.trainer.__getattr__, recbole.data.dataset.__getattr__)
+        return [*(function.__kwdefaults__["_replacement"] for function in functions), *methods, *hooks]
+
+    before = state()
+    registry.register()
+    assert all(one is other for one, other in zip(before, state(), strict=True))
+
+
+@pytest.mark.parametrize("name", registry.ENTRY_POINTS)
+def test_an_entry_point_is_sent_to_workers_by_a_name_of_ours(name):
+    function = getattr(quick_start_module, name)
+    assert b"recbole_llm.registry" in pickle.dumps(function)
+    assert pickle.loads(pickle.dumps(function)) is function
+
+
+# RecBole's names are imported first, as a program may well do.
+STOCK = """
+import hashlib, json, sys
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_model, get_trainer, init_seed
+{plugin}
+settings = json.loads({settings!r})
+configs = {{}}
+for model in ("BPR", "SASRec", "FM", "KGAT"):  # ml-100k has a YAML file of ours, too
+    config = Config(model=model, dataset="ml-100k", config_dict=dict(settings, train_neg_sample_args=None))
+    configs[model] = {{key: str(value) for key, value in vars(config).items() if key != "yaml_loader"}}
+config = Config(model="BPR", dataset="toy", config_dict=dict(settings, epochs=2))
+init_seed(config["seed"], True)
+train, valid, test = data_preparation(config, create_dataset(config))
+model = get_model("BPR")(config, train._dataset)
+trainer = get_trainer(config["MODEL_TYPE"], "BPR")(config, model)
+trainer.fit(train, valid, verbose=False, saved=False)
+weights = hashlib.sha256(b"".join(w.numpy().tobytes() for w in model.state_dict().values())).hexdigest()
+metrics = dict(trainer.evaluate(test, load_best_model=False))
+{checks}
+print(json.dumps([configs, weights, metrics]))
+"""
+
+CHECKS = """
+heavy = {"transformers", "peft", "ray", "recbole_llm.trainer", "recbole_llm.data.dataset"} & set(sys.modules)
+assert not heavy, heavy
+try:
+    get_model("LLMSTARR")
+except ValueError as error:
+    assert "LLMSTAR" in str(error)
+else:
+    raise AssertionError("found")
+"""
+
+# The worker imports this file under another name, and so nothing of ours by itself.
+SPAWN = """
+if __name__ == "__main__":
+    from recbole.quick_start import run
+    import recbole_llm
+    run("LLMSTARR", "ml-100k", nproc=1, world_size=1)
+"""
+
+
+class TestOtherProcesses:
+    @pytest.fixture(scope="class")
+    def processes(self, settings, tmp_path_factory):
+        """All at once, because most of their time is spent on importing torch."""
+        folder = tmp_path_factory.mktemp("scripts")
+        argument = json.dumps(settings)
+        scripts = {
+            "without": STOCK.format(settings=argument, plugin="", checks=""),
+            "with": STOCK.format(settings=argument, plugin="import recbole_llm", checks=CHECKS),
+            "spawn": SPAWN,
+        }
+        running = {}
+        for name, script in scripts.items():
+            (folder / f"{name}.py").write_text(script)
+            running[name] = subprocess.Popen(
+                [sys.executable, "-W", "ignore", str(folder / f"{name}.py")],
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        return {name: (*process.communicate(timeout=120), process.returncode) for name, process in running.items()}
+
+    def test_stock_models_are_untouched(self, processes):
+        """Settings, trained weights and metrics, to the last bit; and the checks of CHECKS."""
+        for name in ("without", "with"):
+            if name == "without" and "float_" in processes[name][1]:
+                pytest.skip("RecBole itself does not run under NumPy 2")
+            assert processes[name][2] == 0, processes[name][1]
+        without, with_plugin = (json.loads(processes[name][0].splitlines()[-1]) for name in ("without", "with"))
+        assert "ml-100k" in without[0]["SASRec"]["final_config_dict"] and without[2]["ndcg@10"] > 0
+        assert with_plugin == without
+
+    def test_a_spawned_worker_knows_our_models(self, processes):
+        _, errors, status = processes["spawn"]
+        assert status != 0
+        assert "ProcessRaisedException" in errors
+        assert "UserError: There is no model named 'LLMSTARR'; did you mean 'LLMSTAR'?" in errors
