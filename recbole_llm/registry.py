@@ -241,7 +241,7 @@ def _init_config(stock: Callable) -> Callable:
 def _create_samplers(stock: FunctionType) -> Callable:
     def create_samplers(config, dataset, built_datasets):
         train, *evaluation = stock(config, dataset, built_datasets)
-        if config["candidate_sampling"] != "non_interacted":
+        if "candidate_sampling" not in config or config["candidate_sampling"] != "non_interacted":
             return train, *evaluation
         from recbole_llm.evaluation import CandidateSampler
 
