@@ -21,11 +21,10 @@ from recbole.config import Config
 from recbole.data.dataloader import TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_seed
-from recbole.utils.argument_list import dataset_arguments
+from recbole.utils.argument_list import dataset_arguments, training_arguments
 
 from recbole_llm import checkpoint, stock
-from recbole_llm.backbone.teacher import teacher_config
-from recbole_llm.config import make_config, settings_for
+from recbole_llm.config import load_yaml, make_config, settings_for
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError, closest
 from recbole_llm.evaluation import evaluate_ranking, stock_scores
@@ -54,11 +53,11 @@ class SharedData:
     def _build(self, config: Config) -> list[TextSequentialDataset]:
         key = json.dumps({name: config[name] for name in (*dataset_arguments, *TEXT_ARGUMENTS)}, default=str, sort_keys=True)
         if key not in self._built:
-            targets, config["train_targets"] = config["train_targets"], "last"
+            wanted, config["train_targets"] = config["train_targets"], "last"
             dataset = TextSequentialDataset(config)
             getLogger().info(dataset)
             self._built[key] = dataset.build()
-            config["train_targets"] = targets
+            config["train_targets"] = wanted
         return self._built[key]
 
 
@@ -100,7 +99,9 @@ def compare(
     data, rows = SharedData(), []
     for (_, name), config in configs.items():
         try:
-            rows += run_model(config, data, models)
+            # A teacher that several models share has one row.
+            known = {row.get("checkpoint") for row in rows}
+            rows += [row for row in run_model(config, data, models) if row["checkpoint"] not in known]
         except UserError as error:
             if not rows:
                 raise
@@ -121,33 +122,41 @@ def configure(
     settings: Mapping[str, Any],
 ) -> Config:
     """The configuration of one model of a comparison."""
-    mine = settings_for(name, settings, models)
+    files = {}
+    for file in config_file_list or ():
+        files.update(load_yaml(file))
+    ours = [model for model in models if is_ours(model)]
+    # A teacher may be addressed by its name ("SASRec.epochs") whether or not it is among the models.
+    teachers = [str({**files, **settings}.get("teacher") or "SASRec")] if ours else []
+    named = list(dict.fromkeys([*models, *teachers]))
+    from_files = {"protocol": "retrieval", **settings_for(name, files, named)}
+    given = settings_for(name, settings, named)
     if seed is not None:
-        mine["seed"] = seed
-    mine.setdefault("protocol", "retrieval")
-    files = list(config_file_list or [])
-    if is_ours(name):
-        config = make_config(name, dataset, files, mine)
-        for_teacher = {
-            key.partition(".")[2]: value for key, value in settings.items() if key.startswith(f"{config['teacher']}.")
-        }
-        if for_teacher:
-            mine["teacher_settings"] = {**(config["teacher_settings"] or {}), **for_teacher}
-            config = make_config(name, dataset, files, mine)
-        return config
-    if any(is_ours(model) for model in models):
-        # A baseline beside LLM recommenders is configured as their teacher would be: same model, same settings.
-        leader = next(model for model in models if is_ours(model))
-        config = configure(leader, dataset, [leader], seed, files, {k: v for k, v in settings.items() if "." not in k})
-        config["teacher"] = name
-        own = {key.partition(".")[2]: value for key, value in settings.items() if key.startswith(f"{name}.")}
-        config["teacher_settings"] = {**(config["teacher_settings"] or {}), **own}
-        config = teacher_config(config)
-        config["teacher_training"] = settings.get("teacher_training", "causal")
-    else:
-        config = make_config(name, dataset, files, mine)
+        given["seed"] = seed
+    if name not in ours and ours:
+        # A baseline beside LLM recommenders keeps RecBole's training settings, as their teacher does: the LLM's learning rate
+        # or epochs would not make it a fair baseline. What is given in its own name holds.
+        own = {key for key in (*files, *settings) if key.startswith(f"{name}.")}
+        for values in (from_files, given):
+            for key in training_arguments:
+                if f"{name}.{key}" not in own:
+                    values.pop(key, None)
+    for_teacher = {
+        key.partition(".")[2]: value
+        for teacher in teachers
+        for key, value in {**files, **settings}.items()
+        if key.startswith(f"{teacher}.")
+    }
+    if name in ours and for_teacher:
+        given["teacher_settings"] = {**(from_files.get("teacher_settings") or {}), **(given.get("teacher_settings") or {})}
+        given["teacher_settings"].update(for_teacher)
+    config = make_config(name, dataset, config_dict=from_files, command_line=given)
     if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
         raise UserError(f"model: {name} is no sequential model; compare it with RecBole's own run_recbole.")
+    if name in teachers:  # as the teacher of the others, so that it is trained once
+        for key, value in (config["teacher_settings"] or {}).items():
+            given.setdefault(key, value)
+        config = make_config(name, dataset, config_dict=from_files, command_line=given)
     return config
 
 

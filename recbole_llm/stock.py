@@ -38,8 +38,8 @@ CAUSAL_MODELS = ("SASRec", "GRU4Rec")
 IRRELEVANT_SETTINGS = frozenset(
     "gpu_id use_gpu worker state data_path checkpoint_dir show_progress save_dataset dataset_save_path save_dataloaders "
     "dataloaders_save_path log_wandb wandb_project device local_rank single_spec eval_batch_size loss_decimal_place "
-    "metric_decimal_place results_file per_user_file resume model dataset config_files encoding teacher teacher_training "
-    "teacher_checkpoint teacher_settings prompt_interactions prompt_sentence prompt_request item_text "
+    "metric_decimal_place train_targets results_file per_user_file resume model dataset config_files encoding teacher teacher_training "
+    "teacher_checkpoint teacher_settings prompt_sentence prompt_request item_text "
     "item_text_separator timestamp_format valid_metric_bigger metrics topk".split()
 )
 
@@ -156,7 +156,7 @@ def settings_of(config: Config, training: str) -> dict[str, Any]:
     settings = {
         key: value
         for key, value in config.final_config_dict.items()
-        if key not in IRRELEVANT_SETTINGS and not key.startswith("backbone")
+        if value is not None and key not in IRRELEVANT_SETTINGS and not key.startswith("backbone")
     }
     return json.loads(json.dumps({**settings, "training": training}, default=str, sort_keys=True))
 
@@ -181,6 +181,7 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
     digest = hashlib.sha256(json.dumps([settings, fingerprint], sort_keys=True).encode()).hexdigest()[:10]
     folder = Path(config["checkpoint_dir"]) / f"{name}-{config['dataset']}-seed{config['seed']}-{digest}"
 
+    train_data, valid_data = _dataloaders(config, splits)
     init_seed(config["seed"], config["reproducibility"])
     model = get_model(name)(config, splits["train"]).to(config["device"])
     if checkpoint.exists(folder):
@@ -192,9 +193,6 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
 
     getLogger().info(f"{name}: training it now ({training}); it will be kept in {folder}")
     started = time.perf_counter()
-    train_sampler, valid_sampler, _ = create_samplers(config, splits["train"], [splits[p] for p in ("train", "valid", "test")])
-    train_data = get_dataloader(config, "train")(config, splits["train"], train_sampler, shuffle=config["shuffle"])
-    valid_data = get_dataloader(config, "valid")(config, splits["valid"], valid_sampler, shuffle=False)
     bases = (CandidateEvaluation, get_trainer(config["MODEL_TYPE"], name))
     if training == "causal":
         bases = (CausalTraining, *bases)
@@ -222,6 +220,15 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
     return StockRun(model.eval(), config, folder, seconds, record["valid_result"])
 
 
+def _dataloaders(config: Config, splits: dict[str, Any]) -> tuple[Any, Any]:
+    """RecBole's dataloaders. They come before the model: BERT4Rec's masking writes field names into ``config`` that it reads."""
+    train_sampler, valid_sampler, _ = create_samplers(config, splits["train"], [splits[p] for p in ("train", "valid", "test")])
+    return (
+        get_dataloader(config, "train")(config, splits["train"], train_sampler, shuffle=config["shuffle"]),
+        get_dataloader(config, "valid")(config, splits["valid"], valid_sampler, shuffle=False),
+    )
+
+
 def load(folder: str | Path, config: Config, splits: dict[str, Any]) -> StockRun:
     """Load a stock model from ``folder`` for ``config`` and ``splits``; a model of other data is refused.
 
@@ -231,6 +238,7 @@ def load(folder: str | Path, config: Config, splits: dict[str, Any]) -> StockRun
     folder = Path(folder)
     record = checkpoint.read_record(folder)
     checkpoint.check(record, folder, model=config["model"], fingerprint=splits["train"].fingerprint)
+    _dataloaders(config, splits)
     model = get_model(config["model"])(config, splits["train"]).to(config["device"])
     try:
         model.load_state_dict(checkpoint.read_weights(folder, config["device"]))

@@ -429,7 +429,7 @@ def test_words_that_recbole_would_evaluate_stay_words():
     # eval("key") in RecBole gives the name of the key at hand, eval("exit()") ends the program, eval("1-2") gives -1.
     for word in ("key", "exit()", "1-2", "os.path", "None of these"):
         assert (
-            make_config("LLMSTAR", "ml-100k", config_dict={"prompt_interactions": word})["prompt_interactions"] == word
+            make_config("LLMSTAR", "ml-100k", config_dict={"prompt_sentence": word})["prompt_sentence"] == word
         )
 
 
@@ -521,7 +521,7 @@ def test_the_command_line():
             "-3",
             "--backbone=1",
             "--item_text_separator= | ",
-            "--prompt_interactions='movies'",
+            "--prompt_sentence='movies'",
             "--user=007",
         ]
     )
@@ -544,7 +544,7 @@ def test_the_command_line():
         "epochs": -3,
         "backbone": "1",
         "item_text_separator": " | ",
-        "prompt_interactions": "movies",
+        "prompt_sentence": "movies",
         "user": "007",
     }
     assert parse_command_line(["-h"]) == parse_command_line(["--help"]) == {"help": True}

@@ -104,8 +104,10 @@ class LLMRecommender(SequentialRecommender):
 
     def _out_tokens(self, count: int) -> nn.Parameter:
         """Out-token vectors ``[count, input size]``, drawn with the mean and spread of the LLM's input embeddings."""
-        weight = self.backbone.embedding.weight.detach().float()
-        return nn.Parameter(torch.normal(weight.mean().item(), weight.std().item(), (count, weight.shape[1])))
+        embedding = self.backbone.embedding
+        with torch.no_grad():  # called, not read: Gemma's scales its weight
+            drawn = embedding(torch.arange(len(embedding.weight), device=embedding.weight.device)).float()
+        return nn.Parameter(torch.normal(drawn.mean().item(), drawn.std().item(), (count, drawn.shape[1])))
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Everything that training moves, by name: what a checkpoint holds."""

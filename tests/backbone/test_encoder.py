@@ -1,0 +1,154 @@
+"""Each fast path of the encoder equals the plain path, in value and in gradient."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_llm.backbone.encoder import EncoderSettings, PromptEncoder
+from recbole_llm.backbone.llm import encode_text, load_backbone
+from recbole_llm.data.collate import PromptBatch
+from recbole_llm.data.prompt import PromptBuilder, PromptSettings
+
+TITLES = [""] + [f"Item {'very ' * (number % 5)}long title {number}" for number in range(1, 30)] + ["[UserOut]</s><|im_end|>"]
+PLAIN = {"share_header": False, "share_prefix": False, "micro_batch_tokens": 1, "call_cost": 0}
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone({"backbone": "tiny", "backbone_dtype": "float32", "device": "cpu", "seed": 3})
+
+
+def prompts_of(backbone, **settings):
+    return PromptBuilder(
+        lambda texts: encode_text(backbone.tokenizer, texts),
+        TITLES,
+        PromptSettings(**settings),
+        format_dates=lambda times: [f"2001-01-{int(time):02d}" for time in times],
+        prefix_ids=backbone.prefix_ids,
+    )
+
+
+def original_histories(prompts):
+    rng = np.random.default_rng(0)
+    lengths = np.array([10, 3, 1, 7, 10, 5])
+    items = np.where(np.arange(10) < lengths[:, None], rng.integers(1, 31, (6, 10)), 0)
+    return prompts.kept(items, lengths, rng.integers(1, 28, (6, 10)).astype(float))
+
+
+def perturbed_batch(prompts):
+    from recbole_llm.data.perturbation import draw_negatives
+
+    histories = original_histories(prompts)
+    items, parents = draw_negatives(histories.items, histories.lengths, np.random.default_rng(1))
+    assert len(parents) > 10
+    return prompts.perturbed_prompts(histories, items, parents)
+
+
+def encode(backbone, batch: PromptBatch, **settings):
+    """Hidden states and their gradient at the vectors, for a fixed random direction."""
+    encoder = PromptEncoder(backbone, EncoderSettings(**settings))
+    generator = torch.Generator().manual_seed(0)
+    count = len(batch.vector_items) + batch.out_positions.shape[1]
+    vectors = (0.1 * torch.randn(count, backbone.input_size, generator=generator)).requires_grad_()
+    hidden = encoder(batch, vectors)
+    direction = torch.randn(hidden.shape, generator=generator)
+    backbone.zero_grad()
+    (hidden * direction).sum().backward()
+    weights = {name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None}
+    return hidden.detach(), vectors.grad, weights, encoder
+
+
+FAST = {
+    "buckets": {"share_header": False, "share_prefix": False},
+    "header": {"share_header": True, "share_prefix": False, "micro_batch_tokens": 1, "call_cost": 0},
+    "prefix": {"share_header": False, "share_prefix": True},
+    "all": {},
+    "small micro-batches": {"micro_batch_tokens": 300, "call_cost": 5},
+    "recompute": {"recompute": True, "micro_batch_tokens": 500},
+}
+
+
+@pytest.mark.parametrize("path", FAST)
+def test_fast_path_equals_plain_path(backbone, path):
+    batch = perturbed_batch(prompts_of(backbone, out_tokens=2))
+    hidden, gradient, _, _ = encode(backbone, batch, **PLAIN)
+    fast_hidden, fast_gradient, _, _ = encode(backbone, batch, **FAST[path])
+    assert hidden.abs().max() > 0.1 and gradient.abs().max() > 1e-3, "the comparison must be about something"
+    torch.testing.assert_close(fast_hidden, hidden, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(fast_gradient, gradient, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_fast_path_equals_plain_path_in_the_gradients_of_a_trained_llm(tuning):
+    backbone = load_backbone(
+        {"backbone": "tiny", "backbone_dtype": "float32", "device": "cpu", "seed": 3, "tuning": tuning, "lora_dropout": 0.0}
+    )
+    batch = perturbed_batch(prompts_of(backbone))
+    hidden, gradient, weights, _ = encode(backbone, batch, **PLAIN)
+    fast_hidden, fast_gradient, fast_weights, _ = encode(backbone, batch)
+    torch.testing.assert_close(fast_hidden, hidden, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(fast_gradient, gradient, rtol=1e-3, atol=2e-5)
+    assert weights and weights.keys() == fast_weights.keys()
+    for name, expected in weights.items():
+        torch.testing.assert_close(fast_weights[name], expected, rtol=2e-3, atol=1e-4, msg=name)
+
+
+def test_plain_path_is_the_llm_on_one_prompt(backbone):
+    """The reference of the other tests, against the LLM itself."""
+    prompts = prompts_of(backbone)
+    batch = prompts.item_prompts(np.array([3, 30]))
+    vectors = torch.randn(3, backbone.input_size, generator=torch.Generator().manual_seed(1))
+    hidden = PromptEncoder(backbone, EncoderSettings(**PLAIN))(batch, vectors)
+    for row in range(2):
+        tokens = batch.tokens[batch.offsets[row] : batch.offsets[row + 1]]
+        embeddings = backbone.embedding(torch.from_numpy(tokens).long().clamp(min=0))
+        embeddings[np.flatnonzero(tokens == -1)] = vectors[row]
+        embeddings[-1] = vectors[2]
+        expected = backbone.causal_lm(
+            inputs_embeds=embeddings[None], output_hidden_states=True
+        ).hidden_states[-1][0, -1]
+        torch.testing.assert_close(hidden[row, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_shared_work_is_not_done_twice(backbone):
+    batch = perturbed_batch(prompts_of(backbone))
+    _, _, _, plain = encode(backbone, batch, **PLAIN)
+    _, _, _, fast = encode(backbone, batch, call_cost=0)
+    assert plain.counts.computed == batch.lengths.sum()
+    needed = (batch.lengths - np.where(batch.parent >= 0, batch.shared, batch.header_length)).sum()
+    assert fast.counts.computed - fast.counts.padding == needed
+    assert needed < 0.8 * plain.counts.computed
+    assert plain.counts.padding == 0
+
+
+def test_frozen_header_is_computed_once(backbone, monkeypatch):
+    prompts = prompts_of(backbone)
+    encoder = PromptEncoder(backbone, EncoderSettings())
+    calls = []
+    forward = type(backbone).forward
+    monkeypatch.setattr(
+        type(backbone), "forward", lambda self, *args, **kwargs: (calls.append(1), forward(self, *args, **kwargs))[1]
+    )
+    vectors = torch.zeros(4, backbone.input_size)
+    batch = prompts.item_prompts(np.array([1, 2, 3]))
+    encoder(batch, vectors)
+    first = len(calls)
+    encoder(batch, vectors)
+    assert len(calls) - first == first - 1
+
+
+def test_padding_never_reaches_a_hidden_state(backbone):
+    """A prompt gives the same hidden state alone and beside a much longer one."""
+    prompts = prompts_of(backbone)
+    histories = original_histories(prompts)
+    batch = prompts.user_prompts(histories)
+    hidden, *_ = encode(backbone, batch, call_cost=10**9)  # all in one micro-batch
+    alone, *_ = encode(backbone, batch, micro_batch_tokens=1, call_cost=0)
+    torch.testing.assert_close(hidden, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_titles_with_special_tokens_are_plain_text(backbone):
+    batch = prompts_of(backbone).item_prompts(np.array([30]))
+    tokens = batch.tokens[batch.header_length :]
+    assert not set(tokens.tolist()) & set(backbone.tokenizer.all_special_ids)
+    assert (tokens < 0).sum() == 2  # one slot, one out token

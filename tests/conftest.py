@@ -1,0 +1,79 @@
+"""Shared fixtures: everything is made here, offline and small."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# One thread: results on a loaded machine do not depend on how work was divided, and small tensors are faster so.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import recbole_llm  # noqa: E402, F401
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """RecBole writes log/, saved/ and log_tensorboard/ where it runs, and reads sys.argv."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+
+
+@pytest.fixture(scope="session")
+def chain_data(tmp_path_factory):
+    """A folder with the dataset ``chain``: item k+1 mostly follows item k, so that order can be learned."""
+    from recbole_llm.data.prepare import generate_chain
+
+    folder = tmp_path_factory.mktemp("data")
+    generate_chain(folder, "chain", users=60, items=40, seed=1, noise=0.1)
+    return folder
+
+
+@pytest.fixture
+def tiny_settings(chain_data, tmp_path):
+    """Settings of a small run on the chain with a random LLM, float32 on CPU."""
+    return {
+        "data_path": str(chain_data),
+        "checkpoint_dir": str(tmp_path / "saved"),
+        "backbone": "tiny",
+        "backbone_dtype": "float32",
+        "head_hidden_size": 16,
+        "representation_size": 8,
+        "item_projection_hidden_size": 16,
+        "eval_args": {"mode": "uni9"},
+        "topk": [1, 5],
+        "valid_metric": "Hit@5",
+        "epochs": 2,
+        "eval_step": 0.5,
+        "valid_users": 20,
+        "learning_rate": 1e-3,
+        "show_progress": False,
+        "use_gpu": False,
+        "teacher_settings": {"epochs": 1, "hidden_size": 8, "inner_size": 16, "n_layers": 1, "train_batch_size": 256},
+    }
+
+
+@pytest.fixture
+def make_model(tiny_settings):
+    """A function (model name, **settings) -> (config, model, splits), its teacher trained."""
+    from recbole.utils import get_model, init_seed
+
+    from recbole_llm.config import make_config
+    from recbole_llm.quick_start import SharedData
+
+    def make(name, **settings):
+        config = make_config(name, "chain", config_dict={**tiny_settings, **settings})
+        data = SharedData()
+        splits = data.splits(config)
+        init_seed(config["seed"], True)
+        return config, get_model(name)(config, data.train(config)), splits
+
+    return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
