@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recbole.utils import get_trainer
+from recbole.utils import get_model, get_trainer
 from safetensors.torch import load_file
 
 from recbole_llm import checkpoint
+from recbole_llm.config import make_config
 from recbole_llm.errors import UserError
 from recbole_llm.quick_start import dataloaders
 from recbole_llm.stock import all_positions_loss, cut_windows, user_sequences
@@ -241,9 +242,9 @@ def test_user_sequences_are_the_training_history(make_model):
 @pytest.mark.parametrize("name", ["SASRec", "GRU4Rec"])
 def test_causal_loss_equals_the_prefix_loss(make_model, name):
     """All positions in one pass give the loss and gradient of RecBole's one row per prefix."""
-    settings = {"epochs": 1, "train_batch_size": 256}
-    _, outer, splits = make_model("LLMSRec", teacher=name, teacher_settings=settings)
-    model = outer.teacher.model.requires_grad_(True).eval()
+    config, _, splits = make_model("LLMSRec")
+    model = get_model(name)(make_config(name, "chain", config_dict={"data_path": str(config.external_config_dict["data_path"]), "protocol": "retrieval"}), splits["train"])
+    model.eval()
     train = splits["train"]
     sequences = user_sequences(train)[:5]
     windows = cut_windows(sequences, 50, np.random.default_rng(0))

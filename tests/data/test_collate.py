@@ -1,6 +1,6 @@
 """Micro-batches: every prompt once, within the budget, at the least cost."""
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from hypothesis import given, settings
@@ -24,7 +24,7 @@ def test_partition_within_budget(lengths, budget, call_cost):
 def test_cost_is_the_least_of_all_partitions_of_the_sorted_prompts(lengths, call_cost):
     ordered = sorted(lengths)
 
-    @lru_cache(maxsize=None)
+    @cache
     def least(end):
         if end == 0:
             return 0
