@@ -243,7 +243,8 @@ def test_user_sequences_are_the_training_history(make_model):
 def test_causal_loss_equals_the_prefix_loss(make_model, name):
     """All positions in one pass give the loss and gradient of RecBole's one row per prefix."""
     config, _, splits = make_model("LLMSRec")
-    model = get_model(name)(make_config(name, "chain", config_dict={"data_path": str(config.external_config_dict["data_path"]), "protocol": "retrieval"}), splits["train"])
+    settings = {"data_path": config.external_config_dict["data_path"], "protocol": "retrieval"}
+    model = get_model(name)(make_config(name, "chain", config_dict=settings), splits["train"])
     model.eval()
     train = splits["train"]
     sequences = user_sequences(train)[:5]
