@@ -109,8 +109,6 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None
     ) -> tuple[float, dict[str, float] | None]:
         """Train; arguments and result as RecBole's ``Trainer.fit``, ``callback_fn(epoch, score)`` at each validation."""
-        # RecBole's SINE switches anomaly detection on for the whole process when it is imported; it slows every backward pass.
-        torch.autograd.set_detect_anomaly(False)
         rows = train_data._dataset.inter_feat
         batch_size, accumulation = self.config["train_batch_size"], self.config["accumulation_steps"]
         steps_per_epoch = -(-len(rows) // batch_size)

@@ -396,3 +396,18 @@ def test_the_common_sequential_models_train_and_reload(name, settings, tmp_path)
     result = trainer.evaluate(test_data, load_best_model=True)
     assert 0 <= result["ndcg@10"] <= result["hit@10"] <= 1
     assert np.isfinite(trainer.train_loss_dict[0])
+
+
+def test_importing_recbole_does_not_switch_anomaly_detection_on():
+    """SINE's module does, for the whole process, which slows every backward pass."""
+    look = "import torch; print(torch.is_anomaly_enabled())"
+    stock = "import recbole.model.sequential_recommender; " + look
+    ours = "import recbole_llm; " + stock
+    root = str(Path(__file__).parents[1])
+
+    def output(code: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": root}
+        return subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True).stdout
+
+    assert output(stock).strip() == "True", "RecBole has mended it: the patch can go"
+    assert output(ours).strip() == "False"
