@@ -205,6 +205,7 @@ def draw_candidates(
     sampling: str = "non_interacted",
     distribution: str = "uniform",
     rows: np.ndarray | None = None,
+    pool: int | None = None,
 ) -> np.ndarray:
     """Draw the candidate set of each row: its target, then ``number`` other items.
 
@@ -223,6 +224,10 @@ def draw_candidates(
             in all splits, RecBole's ``popN``. Popular items that the user never met and that do not repeat would be
             another distribution, which none of the papers uses.
         rows: draw for these rows of the split only (the result is that part of the full draw).
+        pool: under ``non_interacted``, draw all rows' items from this many items of the catalogue, themselves a draw of
+            ``seed`` and ``phase``; a user with too few of them left takes further ones in the order of that draw.
+            Each item is encoded once for all who have it, so that a pool makes frequent validation cheap.
+            None: the whole catalogue.
 
     Returns:
         ``[rows, 1 + number]`` int64 internal item ids, column 0 = the target. The padding id 0 is never drawn.
@@ -244,6 +249,9 @@ def draw_candidates(
         _check_pools(split, users, pools, number, phase)
     if rows is not None:
         users, ordinals, targets = users[rows], ordinals[rows], targets[rows]
+    if pool and sampling == "non_interacted":
+        others = _draw_from_pool(split, users, ordinals, number, seed, phase, pool)
+        return np.concatenate([targets[:, None], others], axis=1)
     kind = sampling if distribution == "uniform" else f"{sampling} {distribution}"
     keys = _key(f"candidates {kind} {phase}", seed, users, ordinals, np.array([number]))
     candidates = np.empty((len(users), 1 + number), dtype=np.int64)
@@ -257,6 +265,27 @@ def draw_candidates(
         )
         candidates[:, 1:] = _draw_others(keys, targets, weights, number)
     return candidates
+
+
+def _draw_from_pool(
+    split: Any, users: np.ndarray, ordinals: np.ndarray, number: int, seed: int, phase: str, pool: int
+) -> np.ndarray:
+    """Draw ``number`` distinct items that each row's user never interacted with from a common pool of ``pool`` items.
+
+    Returns:
+        ``[rows, number]`` int64 internal item ids.
+    """
+    items = np.arange(1, split.item_num)
+    items = items[np.argsort(_key(f"pool {phase}", seed, items), kind="stable")]
+    keys = _key(f"candidates pool {phase}", seed, users, ordinals, np.array([number]))
+    drawn = np.empty((len(users), number), dtype=np.int64)
+    for row, user in enumerate(users):
+        free = items[:pool][~np.isin(items[:pool], split.user_items[user])]
+        if len(free) >= number:
+            drawn[row] = free[np.argsort(_absorb(keys[row], free), kind="stable")[:number]]
+        else:
+            drawn[row] = items[~np.isin(items, split.user_items[user])][:number]
+    return drawn
 
 
 def _draw_others(keys: np.ndarray, targets: np.ndarray, weights: np.ndarray, number: int) -> np.ndarray:
@@ -602,6 +631,7 @@ def evaluate_ranking(
     *,
     progress: bool = False,
     eval_batch_rows: int = 256,
+    pool: int | None = None,
 ) -> RankingResult:
     """Rank the target of each row and average the metrics of the configuration.
 
@@ -615,6 +645,7 @@ def evaluate_ranking(
         rows: ``[n]`` rows to evaluate, from :func:`sample_rows`; None for all.
         progress: show a progress bar.
         eval_batch_rows: rows per call of ``score_rows``; a matter of memory and speed only.
+        pool: see :func:`draw_candidates`.
 
     Raises:
         UserError: a mode or metric that is not supported, or too few items for the candidates.
@@ -632,7 +663,9 @@ def evaluate_ranking(
     candidates = counted = None
     if mode is not None:
         distribution, number = mode
-        drawn = draw_candidates(split, number, seed, phase, sampling=sampling, distribution=distribution, rows=rows)
+        drawn = draw_candidates(
+            split, number, seed, phase, sampling=sampling, distribution=distribution, rows=rows, pool=pool
+        )
         candidates = torch.from_numpy(drawn)
         if sampling == "recbole":
             # RecBole writes scores into one place per item, so that a repeated item counts once. So it does here.

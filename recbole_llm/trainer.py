@@ -56,11 +56,19 @@ class CandidateEvaluation:
         self.model.eval()
         split = eval_data._dataset
         phase = "valid" if split is split.splits["valid"] else "test"
-        rows = None
-        if phase == "valid" and self.config["valid_users"]:
+        rows = pool = None
+        if phase == "valid":
             rows = sample_rows(split, self.config["valid_users"], self.config["seed"])
+            pool = self.config["valid_items"]
         self.last_ranking = evaluate_ranking(
-            self._scores(), split, self.config, phase, rows=rows, progress=show_progress
+            self._scores(),
+            split,
+            self.config,
+            phase,
+            rows=rows,
+            pool=pool,
+            progress=show_progress,
+            eval_batch_rows=self.config["eval_batch_rows"] or 512,
         )
         self.wandblogger.log_eval_metrics(self.last_ranking.metrics, head="eval")
         return self.last_ranking.metrics

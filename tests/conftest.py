@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -17,9 +18,14 @@ import recbole_llm  # noqa: E402, F401
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
-    """RecBole writes log/, saved/ and log_tensorboard/ where it runs, and reads sys.argv."""
+    """RecBole writes log/, saved/ and log_tensorboard/ where it runs, reads sys.argv and sets up the root logger."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pytest"])
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -59,14 +59,9 @@ TOY = registry.Entry(
 
 @pytest.fixture(autouse=True)
 def quiet_process(monkeypatch):
-    """RecBole reads sys.argv into its settings, and sets CUDA_VISIBLE_DEVICES and the root logger."""
+    """RecBole reads sys.argv into its settings, and sets CUDA_VISIBLE_DEVICES."""
     monkeypatch.setattr(sys, "argv", ["test"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    logger = logging.getLogger()
-    handlers, level = logger.handlers[:], logger.level
-    yield
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Run prompts through the LLM: vectors in at the slots, hidden states out at the out tokens, nothing computed twice.
 
-Three things make an encoding cheap, and each can be switched off to get the plain path that the tests compare with:
+Four things make an encoding cheap, and each can be switched off to get the plain path that the tests compare with:
 
 * Length buckets: prompts are cut into micro-batches that pad as little as pays (``cut_into_micro_batches``). Padding is
   on the right, where a causal LLM's earlier positions cannot see it, so no padding mask is needed.
@@ -14,6 +14,8 @@ Three things make an encoding cheap, and each can be switched off to get the pla
       perturbed               . . . c c c b b b . out      attends to  h h h a a a  of its parent
 
   Positions continue those of the prefix, so the result is that of the whole prompt, in value and in gradient.
+* ``skip_unread``: nothing reads what the last layer puts out except at the out tokens, so its feed-forward network runs
+  there only. That is a third of the work with 2 layers, and a fortieth with 30.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class EncoderSettings:
         call_cost: what a call of the LLM costs however few tokens it has, in tokens.
         share_header: compute the header's keys and values once.
         share_prefix: encode only the tails of perturbed prompts.
+        skip_unread: run the last layer's feed-forward network at the out tokens only.
         recompute: keep no activations between forward and backward, run the forward again (memory against time).
     """
 
@@ -48,6 +51,7 @@ class EncoderSettings:
     call_cost: int = 32
     share_header: bool = True
     share_prefix: bool = True
+    skip_unread: bool = True
     recompute: bool = False
 
 
@@ -223,10 +227,14 @@ class PromptEncoder(nn.Module):
                 seen = seen[:, None].expand(-1, width, -1)
                 mask = torch.cat([seen, causal.expand(len(prompts), -1, -1)], dim=2)[:, None]
             positions = prefix_on_device[:, None] + torch.arange(width, device=device)
-        output, cache = self.backbone(embeddings, positions, mask, past, use_cache=use_cache)
-
+        row = torch.arange(len(prompts), device=device)[:, None]
         out = torch.from_numpy(batch.out_positions[prompts] - starts[:, None]).to(device)
-        return output[torch.arange(len(prompts), device=device)[:, None], out].float(), cache
+        read = None
+        if self.settings.skip_unread:
+            read = torch.zeros(flat.shape, dtype=torch.bool, device=device)
+            read[row, out] = True
+        output, cache = self.backbone(embeddings, positions, mask, past, use_cache=use_cache, read=read)
+        return output[row, out].float(), cache
 
 
 def _positions(start: int, length: int, device: torch.device) -> Tensor:

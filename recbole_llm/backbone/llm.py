@@ -23,7 +23,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,32 @@ _UNREADABLE = (
 
 
 # ---- The backbone
+
+
+@contextmanager
+def _feed_forward_only_at(read: Tensor, decoder: nn.Module) -> Iterator[None]:
+    """Within the context, the last layer's feed-forward network runs at the positions ``read`` only and is 0 elsewhere.
+
+    Architectures that keep it in no module of its own (OPT) run it everywhere.
+    """
+    layers = getattr(decoder, "layers", None) or getattr(decoder, "h", None)
+    network = getattr(layers[-1], "mlp", None) if layers is not None else None
+    if network is None:
+        yield
+        return
+    plain = network.forward
+
+    def at_positions(hidden: Tensor) -> Tensor:
+        result = plain(hidden[read][None])
+        if not isinstance(result, Tensor):  # a mixture of experts that also returns its routing
+            return plain(hidden)
+        return torch.zeros_like(hidden).index_put((read,), result[0])
+
+    network.forward = at_positions
+    try:
+        yield
+    finally:
+        del network.forward
 
 
 class Backbone(nn.Module):
@@ -157,6 +183,7 @@ class Backbone(nn.Module):
         attention_mask: Tensor | None = None,
         past_key_values: DynamicCache | None = None,
         use_cache: bool = False,
+        read: Tensor | None = None,
     ) -> tuple[Tensor, DynamicCache | None]:
         """Run the decoder stack.
 
@@ -170,6 +197,9 @@ class Backbone(nn.Module):
             past_key_values: keys and values of earlier tokens, which stand at positions 0, 1, 2, ...; is extended in
                 place. A cache made with gradients enabled passes them on.
             use_cache: whether to return keys and values.
+            read: boolean ``[B, Q]``, the positions whose result is wanted; None: all. Nothing attends to what the last
+                layer puts out, so that its feed-forward network (the largest part of a layer) runs at these positions
+                alone. Elsewhere the result is meaningless.
 
         Returns:
             the last hidden state ``[B, Q, hidden_size]`` after the final norm, and the cache (None without
@@ -185,13 +215,14 @@ class Backbone(nn.Module):
             attention_mask = torch.ones(queries, keys, dtype=torch.bool, device=inputs_embeds.device).tril(seen)[
                 None, None
             ]
-        output = self.model(
-            inputs_embeds=inputs_embeds.to(self.dtype),
-            position_ids=position_ids,
-            attention_mask=None if attention_mask is None else self._native(attention_mask, position_ids, seen),
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-        )
+        with nullcontext() if read is None else _feed_forward_only_at(read, self.model):
+            output = self.model(
+                inputs_embeds=inputs_embeds.to(self.dtype),
+                position_ids=position_ids,
+                attention_mask=None if attention_mask is None else self._native(attention_mask, position_ids, seen),
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+            )
         return output.last_hidden_state, past_key_values if use_cache else None
 
     def _native(self, attention_mask: Tensor, position_ids: Tensor, seen: int) -> Tensor | dict[str, Tensor]:

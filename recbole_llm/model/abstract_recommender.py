@@ -56,6 +56,7 @@ class LLMRecommender(SequentialRecommender):
                 call_cost=config["call_cost"] or (32 if torch.device(config["device"]).type == "cpu" else 1024),
                 share_header=config["share_header"],
                 share_prefix=config["share_prefix"],
+                skip_unread=config["skip_unread"],
                 recompute=config["recompute_activations"],
             ),
         )
@@ -142,6 +143,17 @@ class LLMRecommender(SequentialRecommender):
         """f_user(h_U) of each row's history: float32 ``[B, d']``."""
         return self.represent_prompts(self.prompts.user_prompts(self.histories(interaction)))
 
+    @torch.no_grad()
+    def represent_distinct_users(self, interaction: Interaction) -> Tensor:
+        """As :meth:`represent_users` without gradient, each distinct history encoded once: float32 ``[B, d']``."""
+        fields = [interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN][:, None]]
+        if self.time_list_field in interaction:
+            fields.append(interaction[self.time_list_field])
+        keys = np.concatenate([field.cpu().numpy().astype(np.float64) for field in fields], axis=1)
+        _, first, row_of = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        users = self.represent_users(interaction[torch.from_numpy(first)])
+        return users[torch.from_numpy(row_of.reshape(-1)).to(users.device)]
+
     # Training
 
     def seed_step(self, step: int) -> None:
@@ -192,27 +204,22 @@ class LLMRecommender(SequentialRecommender):
         Returns:
             float32 ``[B, C]`` or ``[B, n_items]`` (column 0, the padding item, is -inf).
         """
-        users = self.represent_users(interaction)
+        users = self.represent_distinct_users(interaction)
         if candidates is not None:
             return torch.einsum("bd,bcd->bc", users, self.item_table.rows(candidates.cpu().numpy()))
         items = self.item_table.rows(np.arange(1, self.n_items))
         padding = users.new_full((len(users), 1), float("-inf"))
         return torch.cat([padding, users @ items.T], dim=1)
 
+    @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:
         """Score the item of each row, ``[B]``.
 
         RecBole repeats a history once per candidate: the distinct ones are found again and encoded once.
         """
-        fields = [interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN][:, None]]
-        if self.time_list_field in interaction:
-            fields.append(interaction[self.time_list_field])
-        keys = np.concatenate([field.cpu().numpy().astype(np.float64) for field in fields], axis=1)
-        _, first, row_of = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-        with torch.no_grad():
-            users = self.represent_users(interaction[torch.from_numpy(first)])
-            items = self.item_table.rows(interaction[self.ITEM_ID].cpu().numpy())
-            return (users[torch.from_numpy(row_of.reshape(-1)).to(users.device)] * items).sum(dim=-1)
+        users = self.represent_distinct_users(interaction)
+        items = self.item_table.rows(interaction[self.ITEM_ID].cpu().numpy())
+        return (users * items).sum(dim=-1)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Score the whole catalogue for each row, ``[B, n_items]``."""

@@ -10,7 +10,7 @@ from recbole_llm.data.collate import PromptBatch
 from recbole_llm.data.prompt import PromptBuilder, PromptSettings
 
 TITLES = [""] + [f"Item {'very ' * (number % 5)}long title {number}" for number in range(1, 30)] + ["[UserOut]</s><|im_end|>"]
-PLAIN = {"share_header": False, "share_prefix": False, "micro_batch_tokens": 1, "call_cost": 0}
+PLAIN = {"share_header": False, "share_prefix": False, "skip_unread": False, "micro_batch_tokens": 1, "call_cost": 0}
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,10 @@ def encode(backbone, batch: PromptBatch, **settings):
 
 
 FAST = {
-    "buckets": {"share_header": False, "share_prefix": False},
-    "header": {"share_header": True, "share_prefix": False, "micro_batch_tokens": 1, "call_cost": 0},
-    "prefix": {"share_header": False, "share_prefix": True},
+    "buckets": {"share_header": False, "share_prefix": False, "skip_unread": False},
+    "header": {**PLAIN, "share_header": True},
+    "prefix": {"share_header": False, "share_prefix": True, "skip_unread": False},
+    "unread": {**PLAIN, "skip_unread": True},
     "all": {},
     "small micro-batches": {"micro_batch_tokens": 300, "call_cost": 5},
     "recompute": {"recompute": True, "micro_batch_tokens": 500},

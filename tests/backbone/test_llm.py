@@ -154,6 +154,22 @@ def test_forward_equals_the_plain_decoder(folders, name, kernel):
         close(masked[row, :length], expected[row])
 
 
+@pytest.mark.parametrize("name", sorted({name for name, _ in CASES}))
+@torch.no_grad()
+def test_positions_that_are_read_get_the_result_of_the_whole_forward(folders, name):
+    """With the last feed-forward network run there only, and with it as it was afterwards."""
+    backbone = shared(folders[name], "auto")
+    embeddings = backbone.embedding(token_ids(2, 12))
+    expected, _ = backbone(embeddings, positions(0, 12))
+    read = torch.zeros(2, 12, dtype=torch.bool)
+    read[0, 11] = read[1, 4] = True
+    hidden, _ = backbone(embeddings, positions(0, 12), read=read)
+    close(hidden[read], expected[read])
+    skips = not torch.allclose(hidden[~read], expected[~read])
+    assert skips is not name.startswith("opt"), "OPT keeps its feed-forward network in no module of its own"
+    close(backbone(embeddings, positions(0, 12))[0], expected)
+
+
 @pytest.mark.parametrize(("name", "kernel"), CASES)
 @torch.no_grad()
 def test_tails_that_share_a_prefix_equal_whole_rows(folders, name, kernel):
