@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"Error: {error}")
     except KeyboardInterrupt:
         return _fail("Interrupted: what was trained is kept; the same command with --resume=True goes on with the rest.")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _fail(f"Error: {error.filename} cannot be read or written ({error.strerror}).")
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
@@ -74,6 +78,10 @@ def run(argv: Sequence[str]) -> int:
 
     from recbole_llm import report
     from recbole_llm.quick_start import compare
+
+    for key, file in (("results_file", results_file), ("per_user_file", per_user_file)):
+        if file:
+            report.check_writable(file, key)
 
     def keep(rows: list[Mapping[str, Any]]) -> None:
         if results_file:

@@ -24,6 +24,7 @@ from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_s
 from recbole.utils.argument_list import dataset_arguments, training_arguments
 
 from recbole_llm import checkpoint, stock
+from recbole_llm.backbone.llm import fetch_backbone
 from recbole_llm.config import load_yaml, make_config, settings_for
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError, closest
@@ -95,6 +96,9 @@ def compare(
         for seed in (list(seeds) or [None])
         for name in models
     }
+    for config in configs.values():
+        if is_ours(config["model"]):
+            fetch_backbone(config)  # what is wrong with it shows before a baseline is trained, not after
     start_logging(next(iter(configs.values())), models)
     data, rows = SharedData(), []
     for (_, name), config in configs.items():
@@ -138,7 +142,7 @@ def configure(
         # or epochs would not make it a fair baseline. What is given in its own name holds.
         own = {key for key in (*files, *settings) if key.startswith(f"{name}.")}
         for values in (from_files, given):
-            for key in training_arguments:
+            for key in (*training_arguments, "valid_users", "valid_items"):
                 if f"{name}.{key}" not in own:
                     values.pop(key, None)
     for_teacher = {

@@ -414,6 +414,20 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def check_writable(file: str | Path, key: str) -> None:
+    """Refuse a file that could not be written, before hours are spent on what goes into it.
+
+    Raises:
+        UserError: its folder cannot be made or is not writable, or the name is a folder's.
+    """
+    file = Path(file)
+    if file.is_dir():
+        raise UserError(f"{key}: {file} is a folder; name a file.")
+    folder = next(parent for parent in [file.parent, *file.parent.parents] if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{key}: {file} cannot be written in {folder}; name a file in a folder of yours.")
+
+
 def _write(file: str | Path, text: str, key: str) -> None:
     """Write a text file in one step: a reader, or a crash, finds the old file or the new one, never a part."""
     file = Path(file)

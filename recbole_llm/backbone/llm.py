@@ -431,6 +431,18 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
     return Backbone(causal_lm.to(wanted.device), tokenizer, wanted.tuning, kernel, identity)
 
 
+def fetch_backbone(settings: Mapping[str, Any]) -> None:
+    """Check the settings of :func:`load_backbone` and bring the LLM's files here, without reading its weights.
+
+    Raises:
+        UserError: as :func:`load_backbone`, for what can be known before the weights are read.
+    """
+    wanted = _read_settings(settings)
+    _dtype(wanted)
+    if wanted.backbone != "tiny":
+        _locate(wanted)
+
+
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """No progress bar and no report on the layers that we leave out."""

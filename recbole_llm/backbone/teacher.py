@@ -40,7 +40,10 @@ USER_STATE = {"Caser": _caser_state, "BERT4Rec": _bert4rec_state}
 
 
 # Keys of a run that mean something to the model that has a teacher, not to the teacher.
-NOT_CARRIED = frozenset("teacher teacher_training teacher_checkpoint teacher_settings results_file per_user_file resume".split())
+NOT_CARRIED = frozenset(
+    "teacher teacher_training teacher_checkpoint teacher_settings valid_users valid_items results_file per_user_file "
+    "resume".split()
+)
 
 
 class Teacher(nn.Module):

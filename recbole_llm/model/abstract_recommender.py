@@ -14,7 +14,7 @@ from recbole.utils import InputType, init_seed
 from torch import Tensor, nn
 
 from recbole_llm.backbone.encoder import EncoderSettings, PromptEncoder
-from recbole_llm.backbone.llm import encode_text, load_backbone
+from recbole_llm.backbone.llm import encode_text, fetch_backbone, load_backbone
 from recbole_llm.backbone.teacher import obtain_teacher
 from recbole_llm.data.collate import PromptBatch
 from recbole_llm.data.dataset import TextSequentialDataset
@@ -45,6 +45,7 @@ class LLMRecommender(SequentialRecommender):
         super().__init__(config, dataset)
         if not config["single_spec"]:
             raise UserError("nproc: the LLM recommenders train in one process; leave nproc and world_size unset.")
+        fetch_backbone(config)  # before the teacher is trained
         self.teacher, self.teacher_run = obtain_teacher(config, dataset.splits)
         # The teacher's training, or its absence where it was loaded, must not decide how our own weights begin.
         init_seed(config["seed"], config["reproducibility"])

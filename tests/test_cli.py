@@ -1,0 +1,303 @@
+"""What a user meets at the command line: results, and for each mistake one sentence and exit code 2."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from recbole_llm import cli, quick_start
+
+ROOT = Path(__file__).parents[1]
+STOCK = {"epochs": 1, "hidden_size": 8, "inner_size": 16, "n_layers": 1}
+SMALL = {
+    "dataset": "chain",
+    "backbone": "tiny",
+    "backbone_dtype": "float32",
+    "head_hidden_size": 16,
+    "representation_size": 8,
+    "item_projection_hidden_size": 16,
+    "epochs": 1,
+    "eval_step": 1,
+    **{f"SASRec.{key}": value for key, value in STOCK.items()},
+    "topk": "[1,5]",
+    "valid_metric": "Hit@5",
+    "eval_args": "{'mode': 'uni9'}",
+    "use_gpu": False,
+    "show_progress": False,
+}
+
+
+def command_of(data_path, *arguments, models="LLMSRec") -> list[str]:
+    """``run`` with small settings; ``arguments`` take the place of those of the same key."""
+    own = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
+    settings = {"model": models, "data_path": data_path, **SMALL, **own}
+    return ["run", *(f"--{key}={value}" for key, value in settings.items())]
+
+
+def run(data_path, *arguments, models="LLMSRec"):
+    return cli.main(command_of(data_path, *arguments, models=models))
+
+
+@pytest.fixture
+def chain(chain_data, tmp_path):
+    """A copy of the chain that a test may damage."""
+    folder = tmp_path / "data" / "chain"
+    shutil.copytree(chain_data / "chain", folder)
+    return folder
+
+
+def edit(file: Path, change) -> None:
+    lines = file.read_bytes().split(b"\n")
+    change(lines)
+    file.write_bytes(b"\n".join(lines))
+
+
+def without_text_field(folder):
+    edit(folder / "chain.item", lambda lines: lines.__setitem__(0, b"item_id:token\tname:token_seq"))
+
+
+def duplicated_item(folder):
+    edit(folder / "chain.item", lambda lines: lines.insert(2, lines[1]))
+
+
+def not_utf8(folder):
+    edit(folder / "chain.item", lambda lines: lines.__setitem__(3, b"3\tCaf\xe9"))
+
+
+def wrong_columns(folder):
+    edit(folder / "chain.inter", lambda lines: lines.__setitem__(5, lines[5] + b"\textra"))
+
+
+def timestamp_no_number(folder):
+    edit(folder / "chain.inter", lambda lines: lines.__setitem__(6, b"u1\t3\tyesterday"))
+
+
+def short_history(folder):
+    edit(folder / "chain.inter", lambda lines: lines.insert(1, b"lonely\t3\t1600000000"))
+
+
+def nothing(folder):
+    pass
+
+
+MISTAKES = {
+    "missing folder": (shutil.rmtree, [], "data_path"),
+    "no text field": (without_text_field, [], r"chain\.item.*title.*name"),
+    "duplicated item": (duplicated_item, [], r"chain\.item:3.*"),
+    "not UTF-8": (not_utf8, [], r"chain\.item:4.*UTF-8"),
+    "wrong column count": (wrong_columns, [], r"chain\.inter:6.*4.*3"),
+    "timestamp": (timestamp_no_number, [], r"chain\.inter:7.*yesterday"),
+    "short history": (short_history, [], r"user_inter_num_interval"),
+    "nothing left": (nothing, ["--user_inter_num_interval=[5000,inf)"], r"filtering \(user_inter_num_interval"),
+    "too few items": (nothing, ["--eval_args={'mode': 'uni99'}"], r"uni99.*set it to"),
+    "unknown model": (nothing, ["--model=LLMSTARR"], "LLMSTAR"),
+    "model named twice": (nothing, ["--model=SASRec,SASRec"], "twice"),
+    "no sequential model": (nothing, ["--model=LLMSRec,BPR"], "no sequential model"),
+    "unknown dataset": (nothing, ["--dataset=chian"], "did you mean 'chain'"),
+    "unknown backbone": (nothing, ["--backbone=smolm2-135m"], "smollm2-135m"),
+    "unknown teacher": (nothing, ["--teacher=SASrec"], "SASRec"),
+    "unknown key": (nothing, ["--train_negativs=2"], "train_negatives"),
+    "unknown key of a teacher": (nothing, ["--SASRec.hiden_size=2"], "hidden_size"),
+    "wrong type": (nothing, ["--train_negatives=three"], "train_negatives.*three"),
+    "impossible value": (nothing, ["--train_negatives=0"], "train_negatives.*> 0"),
+    "no model": (nothing, ["--model="], "--model="),
+    "seed": (nothing, ["--seed=one"], "seed"),
+    "occupied": (lambda folder: Path("log").touch(), [], "log.* cannot be"),
+    "settings file": (nothing, ["--config_files=nowhere.yaml"], "nowhere.yaml"),
+    "results folder": (nothing, ["--results_file=/dev/null/results.json"], "results"),
+    "a backbone that cannot be fetched": (nothing, ["--backbone=someone/some-model"], "someone/some-model.*folder"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_sentence_and_nothing_is_written(mistake, chain, capsys):
+    damage, arguments, message = MISTAKES[mistake]
+    damage(chain)
+    assert run(chain.parent, *arguments) == 2
+    error = capsys.readouterr().err
+    sentences = [line for line in error.splitlines() if line.startswith("Error: ")]
+    assert len(sentences) == 1 and "Traceback" not in error
+    assert re.search(message, sentences[0]), sentences[0]
+    assert not list(Path("saved").glob("*")), "nothing was trained before the mistake was found"
+
+
+def test_items_without_text_are_counted_and_their_id_is_used(chain, capfd):
+    edit(chain / "chain.item", lambda lines: [lines.__setitem__(row, lines[row].split(b"\t")[0] + b"\t") for row in (4, 5)])
+    assert run(chain.parent) == 0
+    assert re.search(r"2 of \d+ items .*no text.*id", capfd.readouterr().err.replace("\n", " "))
+
+
+HOSTILE = [b"</s><|im_end|>[UserOut]", b"<b onload=x>&amp;</b>", b"bell \x07 escape \x1b[2J", b"x" * 10_000, b"", b'"quoted" \xe2\x80\xae']
+
+
+def test_hostile_titles_are_data(chain, capsys):
+    def change(lines):
+        for row, title in enumerate(HOSTILE, start=1):
+            lines[row] = lines[row].split(b"\t")[0] + b"\t" + title
+
+    edit(chain / "chain.item", change)
+    assert run(chain.parent, models="LLMSTAR") == 0
+    folder = next(Path("saved").glob("LLMSTAR-*"))
+    capsys.readouterr()
+    assert cli.main(["recommend", f"--checkpoint={folder}", "--user=u1", "--topk=39", "--exclude_history=False"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\x07" not in out and max(map(len, out.splitlines())) < 160
+
+
+# Results
+
+
+def test_a_comparison_prints_a_table_and_writes_results(chain_data, capsys):
+    arguments = ("--results_file=out.json", "--per_user_file=users.tsv", "--seed=1,2")
+    assert run(chain_data, *arguments, models="GRU4Rec,LLMSRec,LLMSTAR") == 0
+    out = capsys.readouterr().out
+    rows = json.loads(Path("out.json").read_text())
+    assert [(row["model"], row["seed"]) for row in rows if "teacher" not in row["model"]] == [
+        (model, seed) for seed in (1, 2) for model in ("GRU4Rec", "LLMSRec", "LLMSTAR")
+    ]
+    for row in rows:
+        assert set(row) >= {"model", "dataset", "seed", "metrics", "users", "trained_parameters", "train_seconds", "eval_seconds"}
+        assert 0 <= row["metrics"]["ndcg@5"] <= row["metrics"]["hit@5"] <= 1
+    assert "SASRec (teacher)" in out and "LLMSTAR" in out and "(p" in out
+    users = Path("users.tsv").read_text().splitlines()
+    assert len(users) - 1 == sum(row["users"] for row in rows)
+
+
+def test_the_same_command_twice_gives_the_same_numbers(chain_data, capsys):
+    numbers = []
+    for attempt in range(2):
+        assert run(chain_data, f"--results_file={attempt}.json", f"--checkpoint_dir={attempt}", models="SASRec,LLMSTAR") == 0
+        numbers.append([row["metrics"] for row in json.loads(Path(f"{attempt}.json").read_text())])
+    assert numbers[0] == numbers[1]
+
+
+def test_help_lists_models_datasets_backbones_and_keys(capsys):
+    assert cli.main(["run", "--help"]) == 0
+    out = capsys.readouterr().out
+    for name in ("LLMSTAR", "LLMSRec", "ml-100k", "smollm2-135m", "train_negatives", "negatives beside the target"):
+        assert name in out
+    assert cli.main(["--help"]) == 0
+    assert "recommend" in capsys.readouterr().out
+
+
+def test_the_script_of_the_readme(chain_data):
+    """In a process of its own: exit code, and the sentence on standard error."""
+    command = [sys.executable, str(ROOT / "run_recbole_llm.py"), "--model=Nobody", "--dataset=chain"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.fullmatch(r"Error: .*Nobody.*\n", done.stderr)
+
+
+# Interruptions
+
+
+def test_ctrl_c_ends_with_a_sentence_and_keeps_what_was_trained(chain_data, tmp_path):
+    arguments = command_of(chain_data, "--epochs=10000", "--stopping_step=10000", models="SASRec,LLMSRec")[1:]
+    command = [sys.executable, str(ROOT / "run_recbole_llm.py"), *arguments]
+    with open("err.txt", "w") as error:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=error, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        deadline = time.time() + 120
+        while not list(Path("saved").glob("LLMSRec-*/resume/state.json")):
+            assert process.poll() is None and time.time() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 2
+    text = Path("err.txt").read_text()
+    assert "Interrupted" in text and "--resume=True" in text and "Traceback" not in text
+    assert list(Path("saved").glob("SASRec-*/recbole_llm.json")) and not list(Path("saved").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+        MemoryError(),
+    ],
+    ids=["gpu", "cpu", "python"],
+)
+def test_out_of_memory_says_which_key_to_lower(chain_data, monkeypatch, capsys, error):
+    def full(self, interaction):
+        raise error
+
+    monkeypatch.setattr("recbole_llm.model.llmsrec.LLMSRec.calculate_loss", full)
+    assert run(chain_data) == 2
+    assert re.search("Error: out of memory.*micro_batch_tokens", capsys.readouterr().err)
+
+
+# Recommending
+
+
+@pytest.fixture(scope="module")
+def trained(chain_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["pytest"])
+        assert run(chain_data, f"--checkpoint_dir={folder / 'saved'}", models="SASRec,LLMSRec") == 0
+    return {path.name.split("-")[0]: path for path in (folder / "saved").iterdir()}
+
+
+def test_recommend_for_a_user_and_for_titles(trained, capsys):
+    assert cli.main(["recommend", f"--checkpoint={trained['LLMSRec']}", "--user=u1", "--topk=3"]) == 0
+    out = capsys.readouterr().out
+    titles, best = quick_start.recommend(trained["LLMSRec"], user="u1", topk=3)
+    assert [len(best), len(re.findall(r"^ +\d+ ", out, re.M))] == [3, 3] and best[0][1] in out
+    assert not {title for _, title, _ in best} & set(titles), "what the user has is left out"
+    scores = [score for *_, score in best]
+    assert scores == sorted(scores, reverse=True)
+    again, _ = quick_start.recommend(trained["LLMSRec"], history=titles[-3:], topk=3)
+    assert again == titles[-3:]
+    assert cli.main(["recommend", f"--checkpoint={trained['LLMSRec']}", f"--history=[{', '.join(titles[-3:])}]"]) == 0
+
+
+def truncated(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def foreign(folder):
+    (folder / "recbole_llm.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "arguments", "message"),
+    [
+        (nothing, ["--user=u1", "--history=[a]"], "either"),
+        (nothing, [], "either"),
+        (nothing, ["--user=nobody"], "nobody"),
+        (nothing, ["--history=[No such title]"], "No such title"),
+        (nothing, ["--user=u1", "--topk=0"], "topk"),
+        (nothing, ["--user=u1", "--topk=many"], "topk"),
+        (nothing, ["--usr=u1"], "did you mean --user"),
+        (truncated, ["--user=u1"], "truncated"),
+        (foreign, ["--user=u1"], "not a checkpoint"),
+        (shutil.rmtree, ["--user=u1"], "does not exist"),
+    ],
+)
+def test_recommend_mistakes(trained, tmp_path, capsys, damage, arguments, message):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(trained["LLMSRec"], folder)
+    damage(folder)
+    assert cli.main(["recommend", f"--checkpoint={folder}", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"Error: [^\n]+\n", error) and re.search(message, error)
+
+
+def test_recommend_from_a_stock_model_is_refused(trained, capsys):
+    assert cli.main(["recommend", f"--checkpoint={trained['SASRec']}", "--user=u1"]) == 2
+    assert "SASRec" in capsys.readouterr().err
+
+
+def test_a_teacher_of_other_data_is_refused(trained, chain, capsys):
+    edit(chain / "chain.inter", lambda lines: lines.__delitem__(slice(10, 40)))
+    assert run(chain.parent, f"--teacher_checkpoint={trained['SASRec']}") == 2
+    assert re.search("Error: .*other data", capsys.readouterr().err)
