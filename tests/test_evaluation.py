@@ -634,6 +634,34 @@ def test_full_ranking_equals_recboles(movies, tmp_path, monkeypatch):
     assert ours.metrics["ndcg@10"] > 0
 
 
+def test_a_pool_bounds_the_items_that_are_drawn():
+    split = random_split(users=50, item_num=2000)
+    drawn = draw_candidates(split, 20, seed=1, phase="valid", pool=60)
+    targets = split.inter_feat["item_id"].numpy()
+    assert (drawn[:, 0] == targets).all()
+    others = drawn[:, 1:]
+    assert len(np.unique(others)) > 30, "the pool is used, not its first items alone"
+    assert len(np.unique(others)) <= 60
+    for user, row in zip(split.inter_feat["user_id"].tolist(), others, strict=True):
+        assert len(set(row.tolist())) == 20 and not set(row.tolist()) & set(split.user_items[user].tolist())
+    assert (draw_candidates(split, 20, seed=1, phase="valid", pool=60, rows=np.arange(3)) == drawn[:3]).all()
+    assert (draw_candidates(split, 20, seed=2, phase="valid", pool=60) != drawn).any()
+
+
+def test_a_pool_holds_all_draws_of_users_who_have_little():
+    split = make_split({user: [user, user + 100] for user in range(1, 41)}, 2000, [(u, u, 0.0) for u in range(1, 41)])
+    others = draw_candidates(split, 20, seed=1, phase="valid", pool=30)[:, 1:]
+    assert len(np.unique(others)) == 30
+    counts = np.bincount(others.ravel())
+    assert stats.chisquare(counts[counts > 0]).pvalue > 1e-3, "uniform within the pool"
+
+
+def test_a_pool_smaller_than_the_draw_is_filled_up_from_the_catalogue():
+    split = make_split({1: list(range(1, 90))}, item_num=101, rows=[(1, 5, 0.0)])
+    drawn = draw_candidates(split, 11, seed=1, phase="valid", pool=5)
+    assert sorted(drawn[0, 1:]) == list(range(90, 101))
+
+
 def test_validation_sample_is_whole_users_and_independent_of_row_order():
     split = random_split(users=30, item_num=50, rows_per_user=2)
     rows = sample_rows(split, 7, seed=1)

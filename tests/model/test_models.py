@@ -5,6 +5,7 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_llm.evaluation import draw_candidates, evaluate_ranking
 from recbole_llm.loss.distillation import distillation_loss
 from recbole_llm.loss.retrieval import retrieval_loss
 from recbole_llm.loss.uniformity import uniformity_loss
@@ -264,3 +265,23 @@ def test_item_table_forgets_when_weights_change(make_model):
         torch.testing.assert_close(after, fresh, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(before, after)
         before = after
+
+
+@every_model
+def test_evaluation_encodes_each_history_once_and_candidates_only(make_model, name):
+    """Nothing is encoded twice, and no item that is nobody's candidate."""
+    config, model, splits = make_model(name, eval_args={"mode": "uni2"})
+    split, rows = splits["test"], np.arange(5)
+    candidates = np.unique(draw_candidates(split, 2, config["seed"], "test", rows=rows))
+    assert len(candidates) < split.item_num - 1
+    # Two users with the same history are one prompt.
+    for field in (model.ITEM_SEQ, model.ITEM_SEQ_LEN, model.time_list_field):
+        split.inter_feat[field][1] = split.inter_feat[field][0]
+    asked = []
+    encode = model.prompts.item_prompts
+    model.prompts.item_prompts = lambda items: asked.append(items) or encode(items)
+    evaluate_ranking(model.score, split, config, "test", rows=rows, eval_batch_rows=2)
+    assert np.sort(np.concatenate(asked)).tolist() == candidates.tolist()
+    assert model.encoder.counts.prompts == 4 + len(candidates)
+    evaluate_ranking(model.score, split, config, "test", rows=rows, eval_batch_rows=2)
+    assert model.encoder.counts.prompts == 4 + len(candidates) + 4, "the item table is kept while no weight changes"
