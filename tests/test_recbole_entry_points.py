@@ -1,0 +1,41 @@
+"""RecBole's own entry points train our models, with nothing but ``import recbole_llm`` before them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from recbole.quick_start import load_data_and_model, objective_function, run_recbole
+from recbole.trainer import HyperTuning
+from recbole.utils import get_trainer
+
+
+@pytest.mark.parametrize("name", ["LLMSTAR", "LLMSRec"])
+def test_run_recbole(name, tiny_settings):
+    result = run_recbole(model=name, dataset="chain", config_dict=tiny_settings, saved=True)
+    assert 0 < result["best_valid_score"] <= 1
+    assert result["test_result"]["ndcg@5"] <= result["test_result"]["hit@5"]
+
+
+def test_load_data_and_model(tiny_settings):
+    result = run_recbole(model="LLMSTAR", dataset="chain", config_dict=tiny_settings, saved=True)
+    folder = next(Path(tiny_settings["checkpoint_dir"]).glob("LLMSTAR-*"))
+    config, model, dataset, _, _, test_data = load_data_and_model(str(folder))
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    assert trainer.evaluate(test_data, load_best_model=False) == pytest.approx(result["test_result"])
+
+
+@pytest.mark.parametrize("algorithm", ["exhaustive", "random"])
+def test_a_search_over_beta_runs_two_trials(algorithm, tiny_settings, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump({"model": "LLMSTAR", "dataset": "chain", **tiny_settings, "epochs": 1}))
+    space = {"choice": {"beta": [0.3, 0.7]}}
+    search = HyperTuning(
+        objective_function, space=None, params_dict=space, algo=algorithm, max_evals=2, early_stop=10,
+        fixed_config_file_list=[str(file)],
+    )  # fmt: skip
+    search.run()
+    assert len(search.params2result) == 2
+    assert search.best_params["beta"] in (0.3, 0.7)
+    scores = [trial["best_valid_score"] for trial in search.params2result.values()]
+    assert np.isfinite(scores).all()
