@@ -247,7 +247,7 @@ def main() -> int:
     rounds, steps, users = (settings.pop(key, default) for key, default in (("rounds", 5), ("steps", 4), ("users", 100)))
     dataset, file = settings.pop("dataset", "ml-100k"), settings.pop("results_file", None)
     sys.argv = sys.argv[:1]
-    settings = {"backbone_layers": 4, "show_progress": False, "teacher_settings": {"epochs": 1}, **settings}
+    settings = {"backbone_layers": 2, "show_progress": False, "teacher_settings": {"epochs": 1}, **settings}
     with tempfile.TemporaryDirectory() as folder:
         settings.setdefault("checkpoint_dir", folder)
         os.chdir(folder) if not file else None

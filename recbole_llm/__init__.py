@@ -5,8 +5,14 @@
 >>> run_recbole(model="LLMSTAR", dataset="ml-100k")  # doctest: +SKIP
 """
 
-from recbole_llm import compat, registry
-from recbole_llm._version import __version__
+import os
+
+# oneDNN, which multiplies bfloat16 matrices on CPU, keeps 1,024 prepared multiplications, one for each shape that it met.
+# Ragged prompts give a new shape at every step: memory would grow by gigabytes. It looks here when it is first used.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+
+from recbole_llm import compat, registry  # noqa: E402
+from recbole_llm._version import __version__  # noqa: E402
 
 __all__ = ["__version__"]
 

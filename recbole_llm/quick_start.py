@@ -32,8 +32,8 @@ from recbole_llm.evaluation import evaluate_ranking, stock_scores
 from recbole_llm.registry import is_ours
 from recbole_llm.trainer import load_trained_weights
 
-# Settings beside RecBole's that decide what a dataset object is.
-TEXT_ARGUMENTS = ("item_text", "item_text_separator", "timestamp_format", "data_path", "eval_args", "dataset")
+# Settings beside RecBole's ``dataset_arguments`` that decide what a split dataset is.
+SPLIT_ARGUMENTS = ("data_path", "eval_args", "dataset")
 
 
 class SharedData:
@@ -52,7 +52,7 @@ class SharedData:
         return last if config["train_targets"] == "last" else last.all_rows
 
     def _build(self, config: Config) -> list[TextSequentialDataset]:
-        key = json.dumps({name: config[name] for name in (*dataset_arguments, *TEXT_ARGUMENTS)}, default=str, sort_keys=True)
+        key = json.dumps({name: config[name] for name in (*dataset_arguments, *SPLIT_ARGUMENTS)}, default=str, sort_keys=True)
         if key not in self._built:
             wanted, config["train_targets"] = config["train_targets"], "last"
             dataset = TextSequentialDataset(config)
@@ -222,7 +222,8 @@ def run_folder(config: Config, fingerprint: str) -> Path:
 
 
 NOT_SETTINGS = frozenset(
-    "resume show_progress results_file per_user_file state log_wandb wandb_project checkpoint_dir data_path gpu_id use_gpu".split()
+    "resume show_progress results_file per_user_file state log_wandb wandb_project checkpoint_dir data_path gpu_id "
+    "use_gpu".split()
 )
 
 
@@ -396,8 +397,7 @@ def _items_of_titles(dataset: TextSequentialDataset, titles: Sequence[str]) -> n
         item = by_title.get(str(title).strip().casefold())
         if item is None:
             near = closest(str(title), [text for text in dataset.item_texts[1:]])
-            raise UserError(
-                f"history: {dataset.dataset_name} has no item titled {title!r}" + (f"; the nearest is {near!r}." if near else ".")
-            )
+            hint = f"; the nearest is {near!r}." if near else "."
+            raise UserError(f"history: {dataset.dataset_name} has no item titled {title!r}{hint}")
         items.append(item)
     return np.array(items, dtype=np.int64)

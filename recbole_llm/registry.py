@@ -56,6 +56,10 @@ MODELS: dict[str, Entry] = {
 }
 
 
+# Settings that decide, beside RecBole's ``dataset_arguments``, what a TextSequentialDataset is.
+TEXT_ARGUMENTS = ("item_text", "item_text_separator", "timestamp_format")
+
+
 def is_ours(model_name: Any) -> bool:
     """Whether ``model_name`` is the name of a model of this library."""
     return isinstance(model_name, str) and model_name in MODELS
@@ -105,6 +109,7 @@ def register() -> None:
 
     redirect(recbole.utils.utils.get_model, _get_model)
     redirect(recbole.utils.utils.get_flops, _get_flops)
+    redirect(recbole.data.utils.create_dataset, _create_dataset)
     redirect(recbole.data.utils.create_samplers, _create_samplers)
     redirect(quick_start.load_data_and_model, _load_data_and_model)
     _offer(recbole.data.dataset, "Dataset", "dataset")
@@ -236,6 +241,20 @@ def _init_config(stock: Callable) -> Callable:
 # ---------------------------------------------------------------------------------------------------------------------
 # Candidates
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _create_dataset(stock: FunctionType) -> Callable:
+    def create_dataset(config):
+        # RecBole loads a saved dataset again where its own settings are as they were; the texts' are not among them.
+        dataset = stock(config)
+        if not is_ours(config["model"]) or all(dataset.config[key] == config[key] for key in TEXT_ARGUMENTS):
+            return dataset
+        dataset = type(dataset)(config)
+        if config["save_dataset"]:
+            dataset.save()
+        return dataset
+
+    return create_dataset
 
 
 def _create_samplers(stock: FunctionType) -> Callable:

@@ -38,9 +38,9 @@ CAUSAL_MODELS = ("SASRec", "GRU4Rec")
 IRRELEVANT_SETTINGS = frozenset(
     "gpu_id use_gpu worker state data_path checkpoint_dir show_progress save_dataset dataset_save_path save_dataloaders "
     "dataloaders_save_path log_wandb wandb_project device local_rank single_spec eval_batch_size loss_decimal_place "
-    "metric_decimal_place train_targets results_file per_user_file resume model dataset config_files encoding teacher teacher_training "
-    "teacher_checkpoint teacher_settings prompt_sentence prompt_request item_text "
-    "item_text_separator timestamp_format valid_metric_bigger metrics topk".split()
+    "metric_decimal_place train_targets results_file per_user_file resume model dataset config_files encoding teacher "
+    "teacher_training teacher_checkpoint teacher_settings prompt_sentence prompt_request item_text item_text_separator "
+    "timestamp_format valid_metric_bigger metrics topk".split()
 )
 
 
@@ -221,7 +221,7 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
 
 
 def _dataloaders(config: Config, splits: dict[str, Any]) -> tuple[Any, Any]:
-    """RecBole's dataloaders. They come before the model: BERT4Rec's masking writes field names into ``config`` that it reads."""
+    """RecBole's dataloaders. To be made before the model: BERT4Rec's masking writes into ``config`` what the model reads."""
     train_sampler, valid_sampler, _ = create_samplers(config, splits["train"], [splits[p] for p in ("train", "valid", "test")])
     return (
         get_dataloader(config, "train")(config, splits["train"], train_sampler, shuffle=config["shuffle"]),

@@ -407,7 +407,8 @@ def test_importing_recbole_does_not_switch_anomaly_detection_on():
 
     def output(code: str) -> str:
         environment = {**os.environ, "PYTHONPATH": root}
-        return subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True).stdout
+        command = [sys.executable, "-W", "ignore", "-c", code]
+        return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
 
     assert output(stock).strip() == "True", "RecBole has mended it: the patch can go"
     assert output(ours).strip() == "False"

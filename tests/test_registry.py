@@ -242,6 +242,22 @@ class TestRun:
         config = Config(model="Toy", dataset="toy", config_dict=settings)
         assert type(create_dataset(config)) is ToyDataset
 
+    def test_a_saved_dataset_is_not_loaded_for_other_texts(self, tmp_path):
+        from recbole_llm.config import make_config
+
+        def texts(**settings):
+            config = make_config(
+                "LLMSRec",
+                "ml-100k",
+                config_dict={"save_dataset": True, "checkpoint_dir": str(tmp_path), "show_progress": False, **settings},
+            )
+            return create_dataset(config).item_texts
+
+        first = texts()
+        assert list(tmp_path.glob("*.pth"))
+        assert texts() == first
+        assert texts(item_text=["movie_title", "release_year"])[1] == f"{first[1]}, 1996"
+
     def test_flops_of_ours_are_counted_without_a_copy(self, toy, our_settings, settings):
         config = Config(model="Toy", dataset="toy", config_dict=settings)
         dataset = create_dataset(config)

@@ -97,7 +97,8 @@ def test_accumulated_batches_are_one_step(make_model):
 
 
 def test_learning_rate_schedule(make_model):
-    trainer, *_ = trainer_of(make_model, learning_rate=1.0, learning_rate_decay=0.5, learning_rate_decay_every=0.1, warmup_steps=2)
+    schedule = {"learning_rate_decay": 0.5, "learning_rate_decay_every": 0.1, "warmup_steps": 2}
+    trainer, *_ = trainer_of(make_model, learning_rate=1.0, **schedule)
     rates = [trainer._learning_rate(step, 100) for step in (0, 1, 2, 9, 10, 25)]
     assert rates == [0.5, 1.0, 1.0, 1.0, 0.5, 0.25]
 
