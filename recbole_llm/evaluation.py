@@ -336,6 +336,20 @@ def _check_pools(split: Any, users: np.ndarray, pools: np.ndarray, number: int, 
     )
 
 
+def shuffled_columns(candidates: np.ndarray, seed: int) -> np.ndarray:
+    """An order of each row's candidates that follows from the set and the seed, not from the column of the target.
+
+    Args:
+        candidates: int64 ``[rows, C]``.
+
+    Returns:
+        column indices int64 ``[rows, C]``.
+    """
+    row = np.sort(candidates, axis=1)
+    keys = _key("order of candidates", seed, row.sum(axis=1)[:, None], candidates)
+    return np.argsort(keys, axis=1, kind="stable")
+
+
 class CandidateSampler:
     """Serves :func:`draw_candidates` where RecBole expects its ``RepeatableSampler``.
 

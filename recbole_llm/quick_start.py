@@ -133,7 +133,8 @@ def configure(
     # A teacher may be addressed by its name ("SASRec.epochs") whether or not it is among the models.
     teachers = [str({**files, **settings}.get("teacher") or "SASRec")] if ours else []
     named = list(dict.fromkeys([*models, *teachers]))
-    from_files = {"protocol": "retrieval", **settings_for(name, files, named)}
+    by_title = {**files, **settings}.get("recommend_by") == "generation"
+    from_files = {"protocol": "generation" if by_title else "retrieval", **settings_for(name, files, named)}
     given = settings_for(name, settings, named)
     if seed is not None:
         given["seed"] = seed
@@ -208,7 +209,7 @@ def run_model(config: Config, data: SharedData, models: Sequence[str] = ()) -> l
         **_ranked(trainer.last_ranking, config),
     }
     rows = [row]
-    if model.teacher.name not in models:
+    if model.teacher is not None and model.teacher.name not in models:
         rows.append({**stock_row(model.teacher_run, splits), "role": "teacher"})
     return rows
 
@@ -292,9 +293,9 @@ def load(model_file: str | Path) -> tuple[Config, Any, TextSequentialDataset, An
     settings = dict(record["settings"])
     settings.pop("model", None)
     settings.pop("dataset", None)
-    teacher = Path(record["teacher"]["folder"])
-    if not settings.get("teacher_checkpoint") and checkpoint.exists(teacher):
-        settings["teacher_checkpoint"] = str(teacher)
+    teacher = (record["teacher"] or {}).get("folder")
+    if teacher and not settings.get("teacher_checkpoint") and checkpoint.exists(teacher):
+        settings["teacher_checkpoint"] = teacher
     config = make_config(record["model"], record["dataset"], config_dict=settings)
     data = SharedData()
     splits, train = data.splits(config), data.train(config)

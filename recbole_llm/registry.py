@@ -53,6 +53,27 @@ MODELS: dict[str, Entry] = {
         properties="model/LLMSTAR.yaml",
         paper="LLM-STAR: Sequence-Teacher-Anchored LLM Recommender with Adaptive Regularization, under review",
     ),
+    "TALLRec": Entry(
+        model="recbole_llm.model.tallrec:TALLRec",
+        dataset="recbole_llm.data.dataset:TextSequentialDataset",
+        trainer="recbole_llm.trainer:LLMTrainer",
+        properties="model/TALLRec.yaml",
+        paper="Bao et al., TALLRec: An Effective and Efficient Tuning Framework to Align LLM with Recommendation, RecSys 2023",
+    ),
+    "LLaRA": Entry(
+        model="recbole_llm.model.llara:LLaRA",
+        dataset="recbole_llm.data.dataset:TextSequentialDataset",
+        trainer="recbole_llm.trainer:LLMTrainer",
+        properties="model/LLaRA.yaml",
+        paper="Liao et al., LLaRA: Large Language-Recommendation Assistant, SIGIR 2024",
+    ),
+    "ZeroShot": Entry(
+        model="recbole_llm.model.zeroshot:ZeroShot",
+        dataset="recbole_llm.data.dataset:TextSequentialDataset",
+        trainer="recbole_llm.trainer:LLMTrainer",
+        properties="model/ZeroShot.yaml",
+        paper="the un-tuned LLM on the generation prompts of RSLLM and LLaRA",
+    ),
 }
 
 

@@ -96,6 +96,8 @@ class LLMTrainer(CandidateEvaluation, Trainer):
 
     def _build_optimizer(self, **kwargs):
         parameters = list(self.model.trained_parameters().values())
+        if not parameters:  # nothing to train: the LLM as it is
+            return None
         learner, betas = self.learner.lower(), tuple(self.config["adam_betas"])
         if learner == "adam":
             return torch.optim.Adam(parameters, lr=self.learning_rate, betas=betas, weight_decay=self.weight_decay)
@@ -130,6 +132,10 @@ class LLMTrainer(CandidateEvaluation, Trainer):
                 + (f", continuing after step {self.step}" if self.step else "")
             )
 
+        if not self.model.trained_parameters():
+            self._save_best(folder)
+            self._finish(folder)
+            return self.best_valid_score, self.best_valid_result
         order, stop = None, False
         sums, counted = np.zeros(0), 0
         tokens_before, mark = self.model.encoder.counts.tokens, time.perf_counter()
@@ -141,6 +147,7 @@ class LLMTrainer(CandidateEvaluation, Trainer):
             if order is None or position == 0:
                 order = np.random.default_rng([self.config["seed"], epoch]).permutation(len(rows))
             batch = torch.from_numpy(order[position * batch_size : (position + 1) * batch_size])
+            self.model.progress = self.step / total
             parts = self._train_step(train_data, rows[batch], steps_per_epoch, accumulation)
             self.step += 1
             sums = parts if counted == 0 else sums + parts
@@ -243,6 +250,15 @@ class LLMTrainer(CandidateEvaluation, Trainer):
     def _load_best(self, file: str) -> None:
         self.load_weights(file)
 
+    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
+        """Evaluate on ``eval_data``; arguments and result as RecBole's ``Trainer.evaluate``."""
+        if self.model.recommend_by == "generation":
+            self.model.titles.reset()
+        result = super().evaluate(eval_data, load_best_model, model_file, show_progress)
+        if self.model.recommend_by == "generation" and result is not None:
+            result.update(self.model.titles.metrics())
+        return result
+
     def _scores(self):
         return self.model.score
 
@@ -258,7 +274,9 @@ class LLMTrainer(CandidateEvaluation, Trainer):
             "fingerprint": self.model.fingerprint,
             "seed": config["seed"],
             "backbone": self.model.backbone.identity,
-            "teacher": {
+            "teacher": None
+            if self.model.teacher is None
+            else {
                 "model": self.model.teacher.name,
                 "folder": str(self.model.teacher_run.folder),
                 "vectors": self.model.teacher.identity,
@@ -382,10 +400,10 @@ def load_trained_weights(model: nn.Module, folder: str | Path, name: str) -> dic
     checkpoint.check(
         record, folder, model=name, fingerprint=model.fingerprint, backbone=checkpoint.as_json(model.backbone.identity)
     )
-    if record["teacher"]["vectors"] != model.teacher.identity:
+    if model.teacher is not None and (record["teacher"] or {}).get("vectors") != model.teacher.identity:
         raise UserError(
             f"The checkpoint {folder} was trained with another teacher than {model.teacher_run.folder}: give the folder of "
-            f"its own teacher ({record['teacher']['folder']}) as teacher_checkpoint."
+            f"its own teacher ({(record['teacher'] or {}).get('folder')}) as teacher_checkpoint."
         )
     weights = checkpoint.read_weights(folder)
     parameters = model.trained_parameters()

@@ -67,11 +67,12 @@ def make_model(tiny_settings):
     """A function (model name, **settings) -> (config, model, splits), its teacher trained."""
     from recbole.utils import get_model, init_seed
 
-    from recbole_llm.config import make_config
+    from recbole_llm.config import make_config, settings_for
     from recbole_llm.quick_start import SharedData
 
     def make(name, **settings):
-        config = make_config(name, "chain", config_dict={**tiny_settings, **settings})
+        given = settings_for(name, {**tiny_settings, **settings}, [name, "LLMSTAR"])
+        config = make_config(name, "chain", config_dict=given)
         data = SharedData()
         splits = data.splits(config)
         init_seed(config["seed"], True)

