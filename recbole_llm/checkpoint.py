@@ -5,6 +5,7 @@
     saved/LLMSTAR-ml-100k-seed2020-1f3c.../
         recbole_llm.json       what it is: model, dataset, data fingerprint, backbone, settings, results
         model.safetensors      trained parameters only, float32
+        adapter/               LoRA matrices once more, as PEFT writes them (only where the LLM was tuned by LoRA)
         resume/                state of an unfinished training (removed when it ends)
             state.json         position, best score, random states
             state.safetensors  weights and optimizer state
@@ -77,6 +78,14 @@ def write(folder: str | Path, record: Mapping[str, Any], weights: Mapping[str, T
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, weights)
     write_json(folder / RECORD, {"format": FORMAT, **record})
+
+
+def write_adapter(folder: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write LoRA matrices as PEFT does: ``adapter/adapter_config.json`` and ``adapter/adapter_model.safetensors``."""
+    folder = Path(folder) / "adapter"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / "adapter_model.safetensors", tensors)
+    write_json(folder / "adapter_config.json", config)
 
 
 def read_json(file: Path) -> dict[str, Any]:

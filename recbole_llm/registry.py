@@ -67,6 +67,20 @@ MODELS: dict[str, Entry] = {
         properties="model/LLaRA.yaml",
         paper="Liao et al., LLaRA: Large Language-Recommendation Assistant, SIGIR 2024",
     ),
+    "CoLLM": Entry(
+        model="recbole_llm.model.collm:CoLLM",
+        dataset="recbole_llm.data.dataset:TextSequentialDataset",
+        trainer="recbole_llm.staged_trainer:StagedTrainer",
+        properties="model/CoLLM.yaml",
+        paper="Zhang et al., CoLLM: Integrating Collaborative Embeddings into LLMs for Recommendation, IEEE TKDE 2025",
+    ),
+    "ALLMRec": Entry(
+        model="recbole_llm.model.allmrec:ALLMRec",
+        dataset="recbole_llm.data.dataset:TextSequentialDataset",
+        trainer="recbole_llm.trainer:LLMTrainer",
+        properties="model/ALLMRec.yaml",
+        paper="Kim et al., Large Language Models meet Collaborative Filtering (A-LLMRec), KDD 2024",
+    ),
     "ZeroShot": Entry(
         model="recbole_llm.model.zeroshot:ZeroShot",
         dataset="recbole_llm.data.dataset:TextSequentialDataset",

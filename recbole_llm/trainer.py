@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from recbole_llm import checkpoint
+from recbole_llm.backbone.llm import adapter_config, adapter_tensors
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation import RankingResult, evaluate_ranking, sample_rows, stock_scores
 
@@ -290,6 +291,9 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         }
 
     def _save_best(self, folder: Path) -> None:
+        tensors = adapter_tensors(self.model.backbone)
+        if tensors:  # a second time, in PEFT's own format, for use without this library
+            checkpoint.write_adapter(folder, adapter_config(self.model.backbone), tensors)
         checkpoint.write(folder, self.record(), self.model.trained_parameters())
 
     def load_weights(self, folder: str | Path) -> None:
@@ -346,7 +350,8 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         if (folder / checkpoint.WEIGHTS).exists():
             checkpoint.write_json(folder / checkpoint.RECORD, {"format": checkpoint.FORMAT, **record})
         else:  # no validation took place: the last weights are the result
-            checkpoint.write(folder, record, self.model.trained_parameters())
+            self._save_best(folder)
+            checkpoint.write_json(folder / checkpoint.RECORD, {"format": checkpoint.FORMAT, **record})
         checkpoint.remove_resume_state(folder)
 
     def can_resume(self, folder: str | Path) -> bool:

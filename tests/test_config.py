@@ -343,7 +343,7 @@ def test_a_mistake_is_named_in_a_sentence(given, words):
         ("BPR", {"train_neg_sample_args": None}, "BPR learns from pairs of items"),
         ("SASRec", {"epochs": "many"}, "epochs must be a whole number > 0 or None, not 'many'"),
         ("SASRec", {"n_layers": "two"}, "n_layers must be a number"),
-        ("SASRec", {"backbone_layers": 2}, "is a key of LLMSRec, LLMSTAR, "),
+        ("SASRec", {"backbone_layers": 2}, "LLMSRec, LLMSTAR, "),
         ("BPR", {"metrics": ["AUC", "NDCG"]}, "cannot be used with ranking metrics"),
         ("BPR", {"metrics": ["AUC"], "valid_metric": "AUC"}, "take mode labeled"),
     ],

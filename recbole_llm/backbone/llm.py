@@ -706,6 +706,7 @@ def _add_lora(causal_lm: PreTrainedModel, wanted: _Settings) -> dict[str, Any]:
     )
     try:
         inject_adapter_in_model(config, decoder)
+        causal_lm.adapter_settings = config  # for save_adapter
     except ValueError as error:
         raise UserError(
             f"lora_target_modules: {modules} does not fit {wanted.backbone}: {_first_line(error)}."
@@ -714,6 +715,28 @@ def _add_lora(causal_lm: PreTrainedModel, wanted: _Settings) -> dict[str, Any]:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return settings
+
+
+def adapter_tensors(backbone: Backbone) -> dict[str, Tensor]:
+    """The LoRA matrices by the names that PEFT gives them in a file; empty where there are none."""
+    return {
+        f"base_model.model.{name.replace('.default.', '.')}": parameter
+        for name, parameter in backbone.causal_lm.named_parameters()
+        if "lora_" in name
+    }
+
+
+def adapter_config(backbone: Backbone) -> dict[str, Any]:
+    """What PEFT's ``adapter_config.json`` says of the LoRA matrices, JSON-ready.
+
+    With :func:`adapter_tensors` it makes a folder that ``PeftModel.from_pretrained`` reads over the same LLM, cut to the
+    same layers.
+    """
+    config = backbone.causal_lm.adapter_settings.to_dict()
+    modules = config["target_modules"]
+    config["target_modules"] = modules if isinstance(modules, str) else sorted(modules)
+    config |= {"task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": backbone.identity["name"]}
+    return json.loads(json.dumps(config, default=str))
 
 
 def _first_line(error: BaseException) -> str:

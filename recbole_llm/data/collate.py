@@ -8,6 +8,7 @@ import numpy as np
 
 SLOT_TOKEN = -1  # stands where an item's vector goes in
 OUT_TOKEN = -2  # stands where a learned out-token vector goes in and the hidden state is read out
+USER_TOKEN = -3  # stands where the vector of the prompt's user goes in
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class PromptBatch:
         slot_items: item id of each slot in order of position, int64 ``[S]``.
         vector_items: distinct items among ``slot_items``, int64 ``[V]``: row v of the encoder's vectors is item v's.
         vector_index: int64 ``[T]``: row of the vectors for a slot or out token, -1 elsewhere. Out token k of a prompt
-            takes row V + k.
+            takes row V + k, the user's slot of prompt n row V + out_tokens + n.
         out_positions: flat positions of the out tokens int64 ``[N, out_tokens]``.
         header_length: leading tokens that all prompts have in common.
         parent: for a perturbed prompt the prompt whose beginning it shares, else -1; int64 ``[N]``.
@@ -60,6 +61,8 @@ class PromptBatch:
         vector_index[tokens == SLOT_TOKEN] = slot_row
         out_positions = np.flatnonzero(tokens == OUT_TOKEN).reshape(count, out_tokens)
         vector_index[out_positions] = len(vector_items) + np.arange(out_tokens)
+        users = np.flatnonzero(tokens == USER_TOKEN)
+        vector_index[users] = len(vector_items) + out_tokens + np.searchsorted(offsets, users, side="right") - 1
         return cls(
             tokens=tokens,
             offsets=offsets,

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recbole_llm.data.collate import OUT_TOKEN, SLOT_TOKEN, PromptBatch
+from recbole_llm.data.collate import OUT_TOKEN, SLOT_TOKEN, USER_TOKEN, PromptBatch
 from recbole_llm.errors import UserError
 
 Encode = Callable[[list[str]], list[list[int]]]
@@ -101,6 +101,7 @@ class PromptSettings:
         max_prompt_tokens: the most tokens in a prompt; whole oldest items go first.
         max_item_tokens: the most tokens of one item's text.
         item_vectors: whether an item's text is followed by its [SeqItemEmb] slot.
+        user_vector: whether a user prompt begins with the slot of the user's representation (CoLLM, A-LLMRec).
         out_tokens: how many out tokens end a prompt (1 in LLM-SRec; 3, averaged, in its LoRA baselines).
     """
 
@@ -110,7 +111,16 @@ class PromptSettings:
     max_prompt_tokens: int = 1024
     max_item_tokens: int = 256
     item_vectors: bool = True
+    user_vector: bool = False
     out_tokens: int = 1
+
+
+USER_SENTENCE = "This is user representation from recommendation models:"
+
+
+def after_user_slot(sentence: str) -> str:
+    """The opening of a prompt where the user's slot stands before it."""
+    return f", and {sentence[:1].lower()}{sentence[1:]}"
 
 
 class PromptBuilder:
@@ -142,9 +152,13 @@ class PromptBuilder:
         )
         vector_words = "item title and item embedding are" if settings.item_vectors else "item title is"
         before_title = 'Time: ' if format_dates is not None else '"'
+        opening, self._opening = settings.sentence, [self._prefix]
+        if settings.user_vector:
+            opening = after_user_slot(opening)
+            self._opening += [*self.table.texts([USER_SENTENCE]), *self.table.append([[USER_TOKEN]])]
         self._sentence, self._request, self._quote, self._joint, self._item_header, self._item_request = self.table.texts(
             [
-                settings.sentence,
+                opening,
                 settings.request,
                 '"',
                 ",",
@@ -156,7 +170,9 @@ class PromptBuilder:
         rest = [f"Item No.{rank}, {before_title}" for rank in range(2, settings.history_length + 1)]
         self._rank = self.table.texts(first + rest)
         self._header_tokens = {
-            "user": int(self.table.lengths[[self._prefix, self._sentence]].sum()),
+            # Up to the first slot: what is the same for every user.
+            "user": int(self.table.lengths[[*self._opening, self._sentence][: 2 if settings.user_vector else None]].sum()),
+            "opening": int(self.table.lengths[[*self._opening, self._sentence]].sum()),
             "item": int(self.table.lengths[[self._prefix, self._item_header]].sum()),
         }
 
@@ -202,7 +218,7 @@ class PromptBuilder:
         entry += self.table.lengths[[self._quote, self._slot, self._joint]].sum()
         entry += np.where(dates >= 0, self.table.lengths[dates], 0)
         entry[~inside] = 0
-        fixed = self._header_tokens["user"] + self.table.lengths[[self._request, self._out]].sum()
+        fixed = self._header_tokens["opening"] + self.table.lengths[[self._request, self._out]].sum()
         from_newest = np.cumsum(entry[:, ::-1], axis=1)[:, ::-1]
         fits = inside & (from_newest <= self.settings.max_prompt_tokens - fixed)
         fits[np.arange(rows), count - 1] = True
@@ -241,11 +257,12 @@ class PromptBuilder:
         most = items.shape[1]
         entry_pieces = 6  # rank, date, title, quote, slot, joint
         empty = self.table.texts([""])[0]
-        pieces = np.full((total, 2 + most * entry_pieces + 2), empty, dtype=np.int64)
-        pieces[:, 0], pieces[:, 1] = self._prefix, self._sentence
+        before = len(self._opening) + 1
+        pieces = np.full((total, before + most * entry_pieces + 2), empty, dtype=np.int64)
+        pieces[:, :before] = [*self._opening, self._sentence]
         inside = np.arange(most) < lengths[:, None]
         dates = histories.dates[parents]
-        entries = pieces[:, 2:-2].reshape(total, most, entry_pieces)
+        entries = pieces[:, before:-2].reshape(total, most, entry_pieces)
         entries[:, :, 0] = np.where(inside, self._rank[:most], empty)
         entries[:, :, 1] = np.where(dates >= 0, dates, empty)
         entries[:, :, 2] = np.where(inside, self._title[items], empty)
@@ -264,7 +281,7 @@ class PromptBuilder:
             moved = items[perturbed] != histories.items[parents[perturbed]]
             # Rank and date of the first moved item are still the same: the tail begins at its title.
             first_moved = np.where(moved.any(axis=1), moved.argmax(axis=1), lengths[perturbed] - 1)
-            title_piece = perturbed * pieces.shape[1] + 2 + first_moved * entry_pieces + 2
+            title_piece = perturbed * pieces.shape[1] + before + first_moved * entry_pieces + 2
             shared[perturbed] = starts[title_piece] - offsets[perturbed]
         return PromptBatch.of(
             tokens=tokens,
@@ -302,6 +319,7 @@ class TitlePromptSettings:
         max_prompt_tokens: the most tokens in a prompt; whole oldest items of the history go first, candidates never.
         max_item_tokens: the most tokens of one item's text.
         item_vectors: whether a text is followed by its item's slot (LLaRA's hybrid prompt).
+        user_vector: whether the prompt begins with the slot of the user's representation.
         context_length: the most tokens that the LLM can hold, prompt and answer together.
     """
 
@@ -310,6 +328,7 @@ class TitlePromptSettings:
     max_prompt_tokens: int = 1024
     max_item_tokens: int = 256
     item_vectors: bool = True
+    user_vector: bool = False
     context_length: int = 2048
 
 
@@ -341,8 +360,11 @@ class TitlePrompts:
         self.settings = settings
         self.table = PieceTable(encode)
         self._title = self.table.append([ids[: settings.max_item_tokens] for ids in encode(list(item_texts))])
+        before = list(prefix_ids)
+        if settings.user_vector:
+            before += [*encode([USER_SENTENCE])[0], USER_TOKEN]
         self._prefix, self._slot, self._end = self.table.append(
-            [list(prefix_ids), [SLOT_TOKEN] if settings.item_vectors else [], [end_id]]
+            [before, [SLOT_TOKEN] if settings.item_vectors else [], [end_id]]
         )
         self._open, self._close, self._joint, self._empty = self.table.texts([' "', '"', ",", ""])
         self._parts = []
@@ -353,6 +375,8 @@ class TitlePrompts:
             request, found, closing = rest.partition("{candidates}")
             if not found:
                 raise UserError(f"title_prompts: {template!r} must hold {{history}} before {{candidates}}.")
+            if settings.user_vector:
+                opening = after_user_slot(opening)
             # The space before a title belongs to its quotation mark.
             self._parts.append(self.table.texts([opening.rstrip(), request.rstrip(), closing.rstrip()]))
 

@@ -41,12 +41,15 @@ class LLMRecommender(SequentialRecommender):
     Attributes:
         loss_names: names of the parts that ``calculate_loss`` returns, in order.
         has_item_vectors: whether prompts hold the teacher's item vectors; without them there is no teacher.
-        progress: how much of the training is done, 0 to 1; set by the trainer.
+        has_user_vector: whether user prompts begin with the teacher's user representation.
+        progress: how much of the training (of its present stage) is done, 0 to 1; set by the trainer.
+        stage: number of the present stage, 0 where there is one only.
     """
 
     input_type = InputType.POINTWISE
     loss_names: tuple[str, ...] = ("retrieval",)
     has_item_vectors = True
+    has_user_vector = False
 
     def __init__(self, config: Config, dataset: TextSequentialDataset) -> None:
         super().__init__(config, dataset)
@@ -70,7 +73,9 @@ class LLMRecommender(SequentialRecommender):
                 recompute=config["recompute_activations"],
             ),
         )
-        self.progress = 0.0
+        self.progress, self.stage = 0.0, 0
+        self._trained_names: list[str] | None = None
+        self._config, self._dataset = config, dataset
         self.time_list_field = dataset.time_field + config["LIST_SUFFIX"]
         self.user_items = dataset.user_items
         self.fingerprint = dataset.fingerprint
@@ -81,6 +86,8 @@ class LLMRecommender(SequentialRecommender):
         self.recommend_by = config["recommend_by"] or "retrieval"
         if self.has_item_vectors:
             self.item_projection = self._item_projection(config)  # f_I
+        if self.has_user_vector:
+            self.user_projection = self._user_projection(config)
         if self.recommend_by == "retrieval":
             self._prepare_retrieval(config, dataset)
         else:
@@ -91,10 +98,26 @@ class LLMRecommender(SequentialRecommender):
         width = self.backbone.input_size
         return projection(self.teacher.size, config["item_projection_hidden_size"] or width, width)
 
+    def _user_projection(self, config: Config) -> nn.Module:
+        """The teacher's user representation into the LLM's input space."""
+        return self._item_projection(config)
+
     def _prepare_retrieval(self, config: Config, dataset: TextSequentialDataset) -> None:
         """Prompts, heads and out tokens of ``recommend_by: retrieval``."""
         backbone = self.backbone
-        self.prompts = PromptBuilder(
+        self.prompts = self._prompt_builder(config, dataset, self.has_item_vectors, self.has_user_vector)
+        size, hidden = config["representation_size"], config["head_hidden_size"]
+        self.item_head = projection(backbone.hidden_size, hidden, size)  # f_item
+        self.user_head = projection(backbone.hidden_size, hidden, size)  # f_user
+        self.user_out = self._out_tokens(config["out_tokens"])  # [UserOut]
+        self.item_out = self._out_tokens(config["out_tokens"])  # [ItemOut]
+        self._table: ItemTable | None = None
+
+    def _prompt_builder(
+        self, config: Config, dataset: TextSequentialDataset, item_vectors: bool, user_vector: bool
+    ) -> PromptBuilder:
+        backbone = self.backbone
+        return PromptBuilder(
             lambda texts: encode_text(backbone.tokenizer, texts),
             dataset.item_texts,
             PromptSettings(
@@ -103,18 +126,13 @@ class LLMRecommender(SequentialRecommender):
                 history_length=config["history_length"],
                 max_prompt_tokens=min(config["max_prompt_tokens"] or backbone.context_length, backbone.context_length),
                 max_item_tokens=config["max_item_tokens"],
-                item_vectors=self.has_item_vectors,
+                item_vectors=item_vectors,
+                user_vector=user_vector,
                 out_tokens=config["out_tokens"],
             ),
             format_dates=dataset.item_dates if dataset.has_dates else None,
             prefix_ids=backbone.prefix_ids,
         )
-        size, hidden = config["representation_size"], config["head_hidden_size"]
-        self.item_head = projection(backbone.hidden_size, hidden, size)  # f_item
-        self.user_head = projection(backbone.hidden_size, hidden, size)  # f_user
-        self.user_out = self._out_tokens(config["out_tokens"])  # [UserOut]
-        self.item_out = self._out_tokens(config["out_tokens"])  # [ItemOut]
-        self._table: ItemTable | None = None
 
     def _prepare_generation(self, config: Config, dataset: TextSequentialDataset) -> None:
         """Prompts and decoding of ``recommend_by: generation``."""
@@ -130,24 +148,45 @@ class LLMRecommender(SequentialRecommender):
         end = backbone.tokenizer.eos_token_id
         if end is None:
             raise UserError("backbone: its tokenizer has no end-of-text token, which ends a title; choose another LLM.")
-        prompts = TitlePrompts(
-            lambda texts: encode_text(backbone.tokenizer, texts),
-            dataset.item_texts,
-            TitlePromptSettings(
-                templates=templates,
-                history_length=config["history_length"],
-                max_prompt_tokens=config["max_prompt_tokens"] or backbone.context_length,
-                max_item_tokens=config["max_item_tokens"],
-                item_vectors=self.has_item_vectors,
-                context_length=backbone.context_length,
-            ),
-            prefix_ids=backbone.prefix_ids,
-            end_id=end,
-        )
-        costs = self.encoder.settings
+
+        def prompts(item_vectors: bool, user_vector: bool) -> TitlePrompts:
+            return TitlePrompts(
+                lambda texts: encode_text(backbone.tokenizer, texts),
+                dataset.item_texts,
+                TitlePromptSettings(
+                    templates=templates,
+                    history_length=config["history_length"],
+                    max_prompt_tokens=config["max_prompt_tokens"] or backbone.context_length,
+                    max_item_tokens=config["max_item_tokens"],
+                    item_vectors=item_vectors,
+                    user_vector=user_vector,
+                    context_length=backbone.context_length,
+                ),
+                prefix_ids=backbone.prefix_ids,
+                end_id=end,
+            )
+
+        self._title_prompts = prompts
         self.titles = TitleGenerator(
-            backbone, prompts, config["decode"], self.seed, costs.micro_batch_tokens, costs.call_cost
+            backbone,
+            prompts(self.has_item_vectors, self.has_user_vector),
+            config["decode"],
+            self.seed,
+            self.encoder.settings,
+            self.encoder.counts,
         )
+
+    def show_vectors(self, shown: bool) -> None:
+        """Build prompts with the teacher's vectors, or of text alone (the first step of CoLLM and of staged training)."""
+        items, user = shown and type(self).has_item_vectors, shown and type(self).has_user_vector
+        if (items, user) == (self.has_item_vectors, self.has_user_vector):
+            return
+        self.has_item_vectors, self.has_user_vector = items, user
+        if self.recommend_by == "retrieval":
+            self.prompts = self._prompt_builder(self._config, self._dataset, items, user)
+            self._table = None
+        else:
+            self.titles.prompts = self._title_prompts(items, user)
 
     @property
     def backbone(self):
@@ -169,8 +208,18 @@ class LLMRecommender(SequentialRecommender):
         return nn.Parameter(torch.normal(drawn.mean().item(), drawn.std().item(), (count, drawn.shape[1])))
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """Everything that training moves, by name: what a checkpoint holds."""
-        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        """Everything that training moves, by name: what a checkpoint holds. A stage may train a part of it."""
+        named = dict(self.named_parameters())
+        if self._trained_names is None:
+            return {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+        return {name: named[name] for name in self._trained_names}
+
+    def enter_stage(self, number: int, vectors: bool) -> None:
+        """Get ready for stage ``number`` of a training in stages, on prompts with or without the teacher's vectors."""
+        if self._trained_names is None:
+            self._trained_names = list(self.trained_parameters())
+        self.stage = number
+        self.show_vectors(vectors)
 
     # Representations
 
@@ -189,23 +238,28 @@ class LLMRecommender(SequentialRecommender):
             return torch.zeros(0, self.backbone.input_size, device=self.backbone.device)
         return self.item_projection(self.teacher.item_vectors[items])
 
-    def vectors(self, batch: PromptBatch, out: Tensor | None = None) -> Tensor:
-        """What goes into the slots and out tokens of a batch: the items' inputs, then the out tokens."""
+    def user_inputs(self, interaction: Interaction) -> Tensor | None:
+        """What goes into the user's slot of each row, ``[B, input size]``; None where prompts have no such slot."""
+        return self.user_projection(self.teacher.represent(interaction)) if self.has_user_vector else None
+
+    def vectors(self, batch: PromptBatch, out: Tensor | None = None, users: Tensor | None = None) -> Tensor:
+        """What goes into a batch: the items' inputs, then the out tokens, then the users' inputs."""
         items = self.item_inputs(torch.from_numpy(batch.vector_items).to(self.backbone.device))
-        return items if out is None else torch.cat([items, out])
+        return torch.cat([items, *(vectors for vectors in (out, users) if vectors is not None)])
 
     def represent_items(self, items: np.ndarray) -> Tensor:
         """f_item(h_I) of internal item ids int64 ``[n]``: float32 ``[n, d']``."""
         batch = self.prompts.item_prompts(items)
         return self.item_head(self.encoder(batch, self.vectors(batch, self.item_out)).mean(dim=1))
 
-    def represent_prompts(self, batch: PromptBatch) -> Tensor:
-        """f_user(h_U) of user prompts: float32 ``[N, d']``."""
-        return self.user_head(self.encoder(batch, self.vectors(batch, self.user_out)).mean(dim=1))
+    def represent_prompts(self, batch: PromptBatch, users: Tensor | None = None) -> Tensor:
+        """f_user(h_U) of user prompts, ``users`` in their users' slots: float32 ``[N, d']``."""
+        return self.user_head(self.encoder(batch, self.vectors(batch, self.user_out, users)).mean(dim=1))
 
     def represent_users(self, interaction: Interaction) -> Tensor:
         """f_user(h_U) of each row's history: float32 ``[B, d']``."""
-        return self.represent_prompts(self.prompts.user_prompts(self.histories(interaction)))
+        prompts = self.prompts.user_prompts(self.histories(interaction))
+        return self.represent_prompts(prompts, self.user_inputs(interaction))
 
     @torch.no_grad()
     def represent_distinct_users(self, interaction: Interaction) -> Tensor:
@@ -222,7 +276,7 @@ class LLMRecommender(SequentialRecommender):
 
     def seed_step(self, step: int) -> None:
         """Make the randomness of a training step depend on the seed and the step alone, so that a resumed run repeats it."""
-        self.rng = np.random.default_rng([self.seed, step])
+        self.rng = np.random.default_rng([self.seed, step, self.stage] if self.stage else [self.seed, step])
 
     def training_candidates(self, interaction: Interaction, negatives: int | None = None) -> np.ndarray:
         """C_u in training: the target and ``train_negatives`` distinct items that the user never interacted with.
@@ -265,7 +319,8 @@ class LLMRecommender(SequentialRecommender):
         """Cross-entropy of the target's title, ``train_candidates`` of them listed in the prompt."""
         candidates = self.training_candidates(interaction, self.train_candidates - 1)
         history, lengths = self.history_items(interaction)
-        return self.titles.loss(history, lengths, candidates, self.vectors, self.rng)
+        users = self.user_inputs(interaction)
+        return self.titles.loss(history, lengths, candidates, lambda batch: self.vectors(batch, None, users), self.rng)
 
     def history_items(self, interaction: Interaction) -> tuple[np.ndarray, np.ndarray]:
         """Item ids int64 ``[B, L]``, right padded, and how many int64 ``[B]``."""
@@ -291,7 +346,11 @@ class LLMRecommender(SequentialRecommender):
         if self.recommend_by == "generation":
             if candidates is None:
                 raise UserError("recommend_by: generation chooses among listed candidates: full ranking needs retrieval.")
-            return self.titles.score(*self.history_items(interaction), candidates.cpu().numpy(), self.vectors)
+            users = self.user_inputs(interaction)
+            history, lengths = self.history_items(interaction)
+            return self.titles.score(
+                history, lengths, candidates.cpu().numpy(), lambda batch: self.vectors(batch, None, users)
+            )
         users = self.represent_distinct_users(interaction)
         if candidates is not None:
             return torch.einsum("bd,bcd->bc", users, self.item_table.rows(candidates.cpu().numpy()))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_llm.backbone.encoder import EncoderCounts, EncoderSettings
 from recbole_llm.backbone.generation import TitleTrie, greedy, score_titles, title_loss
 from recbole_llm.backbone.llm import Backbone
 from recbole_llm.data.collate import PromptBatch
@@ -41,17 +42,24 @@ class TitleGenerator:
         prompts: builds prompts and answers.
         decode: see above.
         seed: of the order in which candidates are listed.
-        micro_batch_tokens, call_cost: see ``EncoderSettings``.
+        settings: how prompts are batched.
+        counts: prompts and tokens are added to it.
 
     Attributes:
         answered, valid: how many prompts were answered in words since :meth:`reset`, and how many by a candidate's title.
     """
 
     def __init__(
-        self, backbone: Backbone, prompts: TitlePrompts, decode: str, seed: int, micro_batch_tokens: int, call_cost: int
+        self,
+        backbone: Backbone,
+        prompts: TitlePrompts,
+        decode: str,
+        seed: int,
+        settings: EncoderSettings,
+        counts: EncoderCounts,
     ) -> None:
-        self.backbone, self.prompts, self.decode, self.seed = backbone, prompts, decode, seed
-        self.cost = {"micro_batch_tokens": micro_batch_tokens, "call_cost": call_cost}
+        self.backbone, self.prompts, self.decode, self.seed, self.counts = backbone, prompts, decode, seed, counts
+        self.cost = {"micro_batch_tokens": settings.micro_batch_tokens, "call_cost": settings.call_cost}
         self.reset()
 
     def reset(self) -> None:
@@ -82,6 +90,8 @@ class TitleGenerator:
         template = rng.integers(len(self.prompts.settings.templates), size=len(candidates))
         batch = self.prompts.prompts(history, lengths, np.take_along_axis(candidates, order, axis=1), template)
         answers = self.prompts.answers(candidates[:, 0])
+        self.counts.prompts += len(batch)
+        self.counts.tokens += int(batch.lengths.sum()) + sum(map(len, answers))
         losses, counts = title_loss(self.backbone, batch, vectors_of(batch), answers, **self.cost)
         return losses.sum() / counts.sum()
 
@@ -95,6 +105,8 @@ class TitleGenerator:
         """
         listed = np.take_along_axis(candidates, shuffled_columns(candidates, self.seed), axis=1)
         batch = self.prompts.prompts(history, lengths, listed)
+        self.counts.prompts += len(batch)
+        self.counts.tokens += int(batch.lengths.sum())
         vectors = vectors_of(batch)
         distinct, place = np.unique(candidates, return_inverse=True)
         place = place.reshape(candidates.shape)

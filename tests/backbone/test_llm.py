@@ -878,3 +878,25 @@ def test_the_real_smollm2():
     hidden, _ = whole(whole.embedding(torch.tensor([ids])), positions(0, len(ids)))
     best = whole.causal_lm.get_output_embeddings()(hidden[0, -1]).argmax()
     assert whole.tokenizer.decode(best) == " Paris"
+
+
+@torch.no_grad()
+def test_a_saved_adapter_is_read_and_merged_by_peft(folders, tmp_path):
+    from peft import PeftModel
+
+    from recbole_llm import checkpoint
+    from recbole_llm.backbone.llm import adapter_config, adapter_tensors
+
+    settings = {"backbone": str(folders["llama"]), "tuning": "lora", "lora_r": 4, "backbone_dtype": "float32"}
+    backbone = load_backbone({**settings, "device": "cpu"})
+    for number, tensor in enumerate(adapter_tensors(backbone).values()):
+        tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number)))
+    checkpoint.write_adapter(tmp_path, adapter_config(backbone), adapter_tensors(backbone))
+    ids = token_ids(2, 9)
+    expected = backbone.causal_lm.eval()(input_ids=ids).logits
+    base = AutoModelForCausalLM.from_pretrained(folders["llama"], dtype=torch.float32)
+    untuned = base(input_ids=ids).logits
+    assert not torch.allclose(untuned, expected, atol=1e-3)
+    tuned = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    close(tuned(input_ids=ids).logits, expected)
+    torch.testing.assert_close(tuned.merge_and_unload()(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)

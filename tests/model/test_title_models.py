@@ -188,20 +188,171 @@ def test_zero_shot_needs_generation(make_model):
         make_model("ZeroShot", recommend_by="retrieval")
 
 
+# User vectors, CoLLM, A-LLMRec
+
+
+@pytest.fixture
+def sentence_encoder(monkeypatch):
+    """Texts as random vectors: what matters here is what is made of them."""
+
+    class Encoder:
+        def encode(self, texts, batch_tokens=8192):
+            return torch.randn(len(texts), 12, generator=torch.Generator().manual_seed(0))
+
+    monkeypatch.setattr("recbole_llm.model.allmrec.load_sentence_encoder", lambda name, device: Encoder())
+
+
+@pytest.mark.parametrize("form", ["retrieval", "generation"])
+@pytest.mark.parametrize("name", ["CoLLM", "ALLMRec"])
+def test_the_users_vector_opens_the_prompt(make_model, sentence_encoder, name, form):
+    _, model, splits = make_model(name, recommend_by=form, train_candidates=5)
+    rows = rows_of(splits["train"])
+    if form == "retrieval":
+        batch = model.prompts.user_prompts(model.histories(rows))
+        out = 3
+    else:
+        history, lengths = model.history_items(rows)
+        batch = model.titles.prompts.prompts(history, lengths, model.training_candidates(rows, 4))
+        out = 0
+    items = len(batch.vector_items)
+    for row, (start, end) in enumerate(zip(batch.offsets[:-1], batch.offsets[1:], strict=True)):
+        vectors = batch.vector_index[start:end]
+        slots = vectors[vectors >= 0]
+        assert slots[0] == items + out + row and (slots == items + out + row).sum() == 1
+        text = model.backbone.tokenizer.decode([token for token in batch.tokens[start:end] if token >= 0])
+        opening = "This is user representation from recommendation models:, and this user has "
+        assert text.removeprefix("<s>").startswith(opening)
+    assert batch.header_length <= int((batch.tokens[: batch.offsets[1]] == -3).argmax())
+    # The loss depends on each user's vector, through the user's mapping.
+    model.train()
+    model.seed_step(0)
+    model.calculate_loss(rows)[0].backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.user_projection.parameters())
+
+
+@pytest.mark.parametrize("name", ["CoLLM", "ALLMRec"])
+def test_prompts_encoded_together_equal_prompts_encoded_alone(make_model, sentence_encoder, name):
+    _, model, splits = make_model(name)
+    model.eval()
+    with torch.no_grad():
+        together = model.represent_users(rows_of(splits["test"]))
+        alone = [model.represent_users(splits["test"].inter_feat[torch.tensor([row])]) for row in range(4)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
+
+
+def test_allmrec_reads_joint_vectors_and_freezes_the_llm(make_model, sentence_encoder):
+    config, model, _ = make_model("ALLMRec", latent_size=16)
+    assert model.joint_vectors.shape == (model.n_items, 16) and not model.joint_vectors.requires_grad
+    assert not [key for key in model.trained_parameters() if "lora" in key or "causal_lm" in key or "alignment" in key]
+    assert model.item_projection[0].in_features == 16 and model.user_projection[0].in_features == 8
+    assert list(Path(config["checkpoint_dir"]).glob("alignment-*.safetensors"))
+
+
+def collm(make_model, **settings):
+    from recbole.utils import get_trainer
+
+    from recbole_llm.quick_start import dataloaders
+
+    config, model, splits = make_model("CoLLM", **{"epochs": 1, "eval_step": 1, **settings})
+    trainer = get_trainer(config["MODEL_TYPE"], "CoLLM")(config, model)
+    trainer.saved_model_file = str(Path(config["checkpoint_dir"]) / "run")
+    return trainer, *dataloaders(config, splits["train"], splits)
+
+
+def test_collm_trains_in_two_steps(make_model):
+    trainer, train, valid, _ = collm(make_model)
+    model = trainer.model
+    seen = []
+    plain = type(trainer)._train_step
+
+    def step(self, *arguments):
+        before = {name: p.detach().clone() for name, p in model.trained_parameters().items()}
+        result = plain(self, *arguments)
+        moved = {name for name, p in model.trained_parameters().items() if (p != before[name]).any()}
+        moved = {"lora" if "lora_" in name else name.split(".")[0] for name in moved}
+        seen.append((model.stage, model.has_item_vectors, moved))
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(trainer), "_train_step", step)
+        trainer.fit(train, valid)
+    heads, mapping = {"item_head", "user_head", "user_out", "item_out"}, {"item_projection", "user_projection"}
+    for stage, vectors, trains in ((0, False, {"lora"} | heads), (1, True, mapping | heads)):
+        moved = [entry[2] for entry in seen if entry[:2] == (stage, vectors)]
+        assert len(moved) == len(seen) // 2 and set.union(*moved) == trains
+    folder = Path(trainer.saved_model_file)
+    assert (folder / "adapter" / "adapter_model.safetensors").exists() and not (folder / "stages").exists()
+    assert json.loads((folder / "recbole_llm.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_an_interrupted_stage_goes_on_to_the_same_numbers(make_model, tmp_path, stage):
+    whole, train, valid, _ = collm(make_model, epochs=2)
+    whole.fit(train, valid)
+    weights = {name: p.detach().clone() for name, p in whole.model.trained_parameters().items()}
+
+    cut, train, valid, _ = collm(make_model, epochs=2, checkpoint_dir=str(tmp_path / "cut"))
+    steps = 0
+    plain = type(cut)._train_step
+    per_stage = 2 * -(-len(train._dataset.inter_feat) // 20)
+
+    def step(self, *arguments):
+        nonlocal steps
+        steps += 1
+        if steps > stage * per_stage + 0.75 * per_stage:
+            raise KeyboardInterrupt
+        return plain(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(cut), "_train_step", step)
+        cut.fit(train, valid)
+    again, train, valid, _ = collm(make_model, epochs=2, checkpoint_dir=str(tmp_path / "cut"))
+    assert again.can_resume(again.saved_model_file)
+    again.resume_checkpoint(again.saved_model_file)
+    again.fit(train, valid)
+    for name, parameter in again.model.trained_parameters().items():
+        assert torch.equal(parameter, weights[name]), name
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([], "give a list"),
+        (["text"], "stage 1 is 'text'"),
+        ([{"name": "a", "trains": ["lora"]}], "stage 1 lacks vectors"),
+        ([{"name": "a", "trains": ["lora"], "vectors": True, "epoch": 2}], "did you mean epochs"),
+        ([{"name": "a", "trains": ["llm"], "vectors": True}], "lora, mapping, heads"),
+        ([{"name": "a", "trains": ["lora"], "vectors": "yes"}], "vectors 'yes'"),
+        ([{"name": "a", "trains": ["lora"], "vectors": True, "learning_rate": "fast"}], "no number"),
+        ([{"name": "a", "trains": ["lora"], "vectors": True, "epochs": 0}], "above 0"),
+        ([{"name": "a", "trains": ["lora"], "vectors": True}] * 2, "one name"),
+    ],
+)
+def test_mistakes_in_stages(stages, message):
+    from recbole_llm.staged_trainer import read_stages
+
+    with pytest.raises(UserError, match=message):
+        read_stages(stages, 1, 1e-3)
+
+
 # The whole way
 
 
-def test_a_comparison_by_titles(chain_data, capsys):
+@pytest.mark.parametrize("form", ["retrieval", "generation"])
+def test_a_comparison_of_all_models_in_one_form(form, chain_data, sentence_encoder, capsys):
+    models = ["SASRec", "TALLRec", "LLaRA", "CoLLM", "ALLMRec"] + ["ZeroShot"] * (form == "generation")
     command = (
-        f"run --model=SASRec,TALLRec,LLaRA,ZeroShot --dataset=chain --data_path={chain_data} --recommend_by=generation "
-        "--backbone=tiny --backbone_dtype=float32 --epochs=1 --eval_step=1 --SASRec.epochs=1 --SASRec.hidden_size=8 "
-        "--SASRec.inner_size=16 --show_progress=False --use_gpu=False --train_candidates=5 --valid_users=10 "
-        "--results_file=out.json --ZeroShot.tuning=frozen"
+        f"run --model={','.join(models)} --dataset=chain --data_path={chain_data} --recommend_by={form} "
+        "--backbone=tiny --backbone_dtype=float32 --head_hidden_size=16 --epochs=1 --eval_step=1 --SASRec.epochs=1 "
+        "--SASRec.hidden_size=8 --SASRec.inner_size=16 --show_progress=False --use_gpu=False --train_candidates=5 "
+        f"--valid_users=10 --results_file=out.json --alignment_epochs=1 --eval_args={{'mode':'uni9'}}"
     )
-    assert cli.main(command.split()) == 0
+    assert cli.main(command.split() + (["--ZeroShot.tuning=frozen"] if form == "generation" else [])) == 0
     out = capsys.readouterr().out
-    assert "hit@1" in out and "validratio" in out
     rows = json.loads(Path("out.json").read_text())
-    assert [row["model"] for row in rows] == ["SASRec", "TALLRec", "LLaRA", "ZeroShot"]
-    assert [("validratio" in row["metrics"]) for row in rows] == [False, True, True, True]
-    assert rows[3]["trained_parameters"] == 0
+    assert [row["model"] for row in rows] == models and not [row for row in rows if "error" in row]
+    assert ("hit@1" in out and "validratio" in out) is (form == "generation") is not ("ndcg@10" in out)
+    if form == "generation":
+        assert [("validratio" in row["metrics"]) for row in rows] == [False] + [True] * 5
+        assert rows[-1]["trained_parameters"] == 0
+    assert {path.parent.name.split("-")[0] for path in Path("saved").glob("*/adapter")} == {"TALLRec", "LLaRA", "CoLLM"}

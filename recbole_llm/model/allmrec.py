@@ -1,0 +1,85 @@
+"""A-LLMRec: one joint vector of an item's text and its collaborative embedding, then a frozen LLM that reads it.
+
+Reference:
+    Sein Kim et al., "Large Language Models meet Collaborative Filtering: An Efficient All-round LLM-based Recommender
+    System", KDD 2024.
+
+Reference code:
+    https://github.com/ghdtjr/A-LLMRec
+"""
+
+from __future__ import annotations
+
+from logging import getLogger
+from pathlib import Path
+
+import torch
+from recbole.config import Config
+from recbole.data.interaction import Interaction
+from torch import Tensor, nn
+
+from recbole_llm.backbone.sentence_encoder import load_sentence_encoder
+from recbole_llm.data.dataset import TextSequentialDataset
+from recbole_llm.model.abstract_recommender import LLMRecommender
+from recbole_llm.model.alignment import train_alignment
+from recbole_llm.model.heads import projection
+
+
+class ALLMRec(LLMRecommender):
+    """A-LLMRec: stage 1 aligns two auto-encoders (section 4.1); stage 2 trains projections into a frozen LLM (4.2).
+
+    Attributes:
+        joint_vectors: float32 ``[items, latent_size]``, the joint collaborative-text vector of each item.
+    """
+
+    has_user_vector = True
+
+    def __init__(self, config: Config, dataset: TextSequentialDataset) -> None:
+        super().__init__(config, dataset)
+        self.register_buffer("joint_vectors", self._align(config, dataset), persistent=False)
+
+    def _align(self, config: Config, dataset: TextSequentialDataset) -> Tensor:
+        """Stage 1, or what it gave before for the same teacher, texts and settings."""
+        encoder = load_sentence_encoder(config["sentence_encoder"], config["device"])
+        texts = encoder.encode(dataset.item_texts)
+        rows = dataset.inter_feat
+        with torch.no_grad():
+            users = torch.cat(
+                [
+                    self.teacher.represent(rows[slice(start, start + 1024)].to(config["device"])).cpu()
+                    for start in range(0, len(rows), 1024)
+                ]
+            )
+        folder = Path(config["checkpoint_dir"])
+        folder.mkdir(parents=True, exist_ok=True)
+        getLogger().info(f"A-LLMRec stage 1: {len(rows)} rows, {config['alignment_epochs']} epochs")
+        alignment = train_alignment(
+            self.teacher.item_vectors.cpu(),
+            texts.cpu(),
+            users,
+            rows[self.POS_ITEM_ID].cpu(),
+            rows[self.ITEM_SEQ].cpu(),
+            latent_size=config["latent_size"],
+            epochs=config["alignment_epochs"],
+            seed=config["seed"],
+            device=config["device"],
+            checkpoint=folder / f"alignment-{dataset.fingerprint[:10]}-{self.teacher.identity[:10]}.safetensors",
+        )
+        with torch.no_grad():
+            return alignment.joint(self.teacher.item_vectors)
+
+    def _item_projection(self, config: Config) -> nn.Module:
+        width = self.backbone.input_size
+        return projection(config["latent_size"], config["item_projection_hidden_size"] or width, width)
+
+    def _user_projection(self, config: Config) -> nn.Module:
+        return super()._item_projection(config)
+
+    def item_inputs(self, items: Tensor) -> Tensor:
+        """The projected joint vectors."""
+        return self.item_projection(self.joint_vectors[items])
+
+    def calculate_loss(self, interaction: Interaction) -> tuple[Tensor]:
+        if self.recommend_by == "generation":
+            return (self.title_loss(interaction),)
+        return (self.retrieval_loss(interaction),)
