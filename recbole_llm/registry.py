@@ -25,66 +25,53 @@ class Entry:
 
     Attributes:
         model: ``module:class`` of the recommender.
-        dataset: ``module:class`` of its dataset.
-        trainer: ``module:class`` of its trainer.
         properties: its default settings, a path within :func:`properties_folder`.
         paper: what it implements.
+        dataset: ``module:class`` of its dataset.
+        trainer: ``module:class`` of its trainer.
     """
 
     model: str
-    dataset: str
-    trainer: str
     properties: str
     paper: str
+    dataset: str = "recbole_llm.data.dataset:TextSequentialDataset"
+    trainer: str = "recbole_llm.trainer:LLMTrainer"
 
 
 MODELS: dict[str, Entry] = {
     "LLMSRec": Entry(
         model="recbole_llm.model.llmsrec:LLMSRec",
-        dataset="recbole_llm.data.dataset:TextSequentialDataset",
-        trainer="recbole_llm.trainer:LLMTrainer",
         properties="model/LLMSRec.yaml",
         paper="Kim et al., Lost in Sequence: Do Large Language Models Understand Sequential Recommendation?, KDD 2025",
     ),
     "LLMSTAR": Entry(
         model="recbole_llm.model.llmstar:LLMSTAR",
-        dataset="recbole_llm.data.dataset:TextSequentialDataset",
-        trainer="recbole_llm.trainer:LLMTrainer",
         properties="model/LLMSTAR.yaml",
         paper="LLM-STAR: Sequence-Teacher-Anchored LLM Recommender with Adaptive Regularization, under review",
     ),
     "TALLRec": Entry(
         model="recbole_llm.model.tallrec:TALLRec",
-        dataset="recbole_llm.data.dataset:TextSequentialDataset",
-        trainer="recbole_llm.trainer:LLMTrainer",
         properties="model/TALLRec.yaml",
         paper="Bao et al., TALLRec: An Effective and Efficient Tuning Framework to Align LLM with Recommendation, RecSys 2023",
     ),
     "LLaRA": Entry(
         model="recbole_llm.model.llara:LLaRA",
-        dataset="recbole_llm.data.dataset:TextSequentialDataset",
-        trainer="recbole_llm.trainer:LLMTrainer",
         properties="model/LLaRA.yaml",
         paper="Liao et al., LLaRA: Large Language-Recommendation Assistant, SIGIR 2024",
     ),
     "CoLLM": Entry(
         model="recbole_llm.model.collm:CoLLM",
-        dataset="recbole_llm.data.dataset:TextSequentialDataset",
         trainer="recbole_llm.staged_trainer:StagedTrainer",
         properties="model/CoLLM.yaml",
         paper="Zhang et al., CoLLM: Integrating Collaborative Embeddings into LLMs for Recommendation, IEEE TKDE 2025",
     ),
     "ALLMRec": Entry(
         model="recbole_llm.model.allmrec:ALLMRec",
-        dataset="recbole_llm.data.dataset:TextSequentialDataset",
-        trainer="recbole_llm.trainer:LLMTrainer",
         properties="model/ALLMRec.yaml",
         paper="Kim et al., Large Language Models meet Collaborative Filtering (A-LLMRec), KDD 2024",
     ),
     "ZeroShot": Entry(
         model="recbole_llm.model.zeroshot:ZeroShot",
-        dataset="recbole_llm.data.dataset:TextSequentialDataset",
-        trainer="recbole_llm.trainer:LLMTrainer",
         properties="model/ZeroShot.yaml",
         paper="the un-tuned LLM on the generation prompts of RSLLM and LLaRA",
     ),

@@ -171,7 +171,7 @@ class TestNames:
             _ = recbole.trainer.NoSuchTrainer
 
     def test_a_broken_trainer_is_no_reason_to_take_the_stock_one(self, monkeypatch):
-        broken = registry.Entry(f"{__name__}:Toy", f"{__name__}:ToyDataset", f"{__name__}:Missing", "", "")
+        broken = registry.Entry(f"{__name__}:Toy", "", "", f"{__name__}:ToyDataset", f"{__name__}:Missing")
         monkeypatch.setitem(registry.MODELS, "Toy", broken)
         with pytest.raises(ImportError, match="Missing"):
             get_trainer(Toy.type, "Toy")

@@ -327,8 +327,13 @@ class LLMRecommender(SequentialRecommender):
         return interaction[self.ITEM_SEQ].cpu().numpy(), interaction[self.ITEM_SEQ_LEN].cpu().numpy()
 
     def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
-        """The weighted parts of the loss, scalars, named by ``loss_names``. Their sum is minimised."""
-        raise NotImplementedError
+        """The weighted parts of the loss, scalars, named by ``loss_names``; their sum is minimised.
+
+        Here: L_retrieval, or the cross-entropy of the target's title.
+        """
+        if self.recommend_by == "generation":
+            return (self.title_loss(interaction),)
+        return (self.retrieval_loss(interaction),)
 
     # Scoring
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from recbole.config import Config
-from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
 from recbole_llm.backbone.sentence_encoder import load_sentence_encoder
@@ -78,8 +77,3 @@ class ALLMRec(LLMRecommender):
     def item_inputs(self, items: Tensor) -> Tensor:
         """The projected joint vectors."""
         return self.item_projection(self.joint_vectors[items])
-
-    def calculate_loss(self, interaction: Interaction) -> tuple[Tensor]:
-        if self.recommend_by == "generation":
-            return (self.title_loss(interaction),)
-        return (self.retrieval_loss(interaction),)

@@ -10,9 +10,6 @@ Reference code:
 
 from __future__ import annotations
 
-from recbole.data.interaction import Interaction
-from torch import Tensor
-
 from recbole_llm.model.abstract_recommender import LLMRecommender
 
 
@@ -24,8 +21,3 @@ class CoLLM(LLMRecommender):
     """
 
     has_user_vector = True
-
-    def calculate_loss(self, interaction: Interaction) -> tuple[Tensor]:
-        if self.recommend_by == "generation":
-            return (self.title_loss(interaction),)
-        return (self.retrieval_loss(interaction),)

@@ -51,10 +51,9 @@ class LLaRA(LLMRecommender):
         neutral = self.backbone.embedding(self.placeholder_ids).mean(dim=0)
         return neutral.float().expand(len(items), -1)
 
-    def calculate_loss(self, interaction: Interaction) -> tuple[Tensor]:
+    def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
         self.hybrid = self.curriculum == "none" or bool(self.rng.random() < self.progress)
         try:
-            loss = self.title_loss if self.recommend_by == "generation" else self.retrieval_loss
-            return (loss(interaction),)
+            return super().calculate_loss(interaction)
         finally:
             self.hybrid = True  # evaluation always shows the vectors

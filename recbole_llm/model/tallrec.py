@@ -10,9 +10,6 @@ Reference code:
 
 from __future__ import annotations
 
-from recbole.data.interaction import Interaction
-from torch import Tensor
-
 from recbole_llm.model.abstract_recommender import LLMRecommender
 
 
@@ -20,8 +17,3 @@ class TALLRec(LLMRecommender):
     """TALLRec: titles in, no item vectors and no teacher; LoRA matrices and the heads are trained."""
 
     has_item_vectors = False
-
-    def calculate_loss(self, interaction: Interaction) -> tuple[Tensor]:
-        if self.recommend_by == "generation":
-            return (self.title_loss(interaction),)
-        return (self.retrieval_loss(interaction),)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from recbole.data.interaction import Interaction
-from torch import Tensor
+from recbole.config import Config
 
+from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
 from recbole_llm.model.abstract_recommender import LLMRecommender
 
@@ -14,10 +14,7 @@ class ZeroShot(LLMRecommender):
 
     has_item_vectors = False
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: TextSequentialDataset) -> None:
         if config["recommend_by"] != "generation" or config["tuning"] != "frozen":
             raise UserError("ZeroShot answers by titles with the LLM as it is: set recommend_by: generation, tuning: frozen.")
         super().__init__(config, dataset)
-
-    def calculate_loss(self, interaction: Interaction) -> tuple[Tensor]:
-        return (self.title_loss(interaction),)
