@@ -6,7 +6,7 @@ the prompt).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class TitleGenerator:
 
     Attributes:
         answered, valid: how many prompts were answered in words since :meth:`reset`, and how many by a candidate's title.
+        incomplete: how many got no answer.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class TitleGenerator:
 
     def reset(self) -> None:
         """Count answers anew."""
-        self.answered = self.valid = 0
+        self.answered = self.valid = self.incomplete = 0
 
     def loss(
         self,
@@ -122,23 +123,47 @@ class TitleGenerator:
             tries = [TitleTrie([title[:-1] for title in row], end) for row in titles]
         longest = max(len(answer) for answer in answer_of)
         answers = greedy(self.backbone, batch, vectors, longest, [end], **self.cost, tries=tries)
-        name_of = [self.read(answer[:-1]) for answer in answer_of]
+        return self.scores_of([self._text(answer) for answer in answers], candidates)
+
+    def text_prompts(self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> list[str]:
+        """The prompts of :meth:`score` as texts, for an LLM elsewhere."""
+        listed = np.take_along_axis(candidates, shuffled_columns(candidates, self.seed), axis=1)
+        batch = self.prompts.prompts(history, lengths, listed)
+        return [
+            self._text(batch.tokens[start:end]) for start, end in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)
+        ]
+
+    def scores_of(self, answers: Sequence[str | None], candidates: np.ndarray) -> Tensor:
+        """Scores of candidates int64 ``[B, C]`` from what was answered; None where there is no answer, which ranks last.
+
+        Returns:
+            float64 ``[B, C]``, see :meth:`score`.
+        """
+        distinct, place = np.unique(candidates, return_inverse=True)
+        place = place.reshape(candidates.shape)
+        name_of = [self.read(self._text(answer)) for answer in self.prompts.answers(distinct)]
         scores = np.full(candidates.shape, np.nan)
         for row, answer in enumerate(answers):
-            said = self.read(answer)
+            said = None if answer is None else self.read(answer)
             hits = np.array([name_of[index] == said for index in place[row]])
             if hits.any():
                 scores[row] = hits
-        self.answered += len(answers)
+        self.answered += sum(answer is not None for answer in answers)
+        self.incomplete += sum(answer is None for answer in answers)
         self.valid += int((~np.isnan(scores[:, 0])).sum())
         return torch.from_numpy(scores)
 
-    def read(self, answer: list[int]) -> str:
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self.backbone.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    @staticmethod
+    def read(text: str) -> str:
         """The title that an answer names: its first line without surrounding quotes and spaces, in lower case."""
-        text = self.backbone.tokenizer.decode(answer, skip_special_tokens=True)
         line = text.strip().split("\n")[0]
         return line.strip().strip("\"'“”‘’").strip().casefold()
 
     def metrics(self) -> dict[str, float]:
-        """ValidRatio over the answers since :meth:`reset`; empty where nothing was answered in words."""
-        return {"validratio": self.valid / self.answered} if self.answered else {}
+        """ValidRatio over the answers since :meth:`reset`, and how many are missing where some are; empty where nothing
+        was answered in words."""
+        found = {"validratio": self.valid / self.answered} if self.answered else {}
+        return found | ({"incomplete": float(self.incomplete)} if self.incomplete else {})

@@ -9,8 +9,10 @@ import torch
 from torch.nn import functional
 
 from recbole_llm import cli
+from recbole_llm.backbone.endpoint import Answer
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation import draw_candidates, evaluate_ranking, rank_of_target, shuffled_columns
+from recbole_llm.model.title_generation import TitleGenerator
 
 BY_TITLE = {"recommend_by": "generation", "protocol": "generation", "train_candidates": 5, "lora_dropout": 0.0}
 
@@ -127,9 +129,8 @@ def test_a_title_that_two_candidates_share_counts_by_a_draw(make_model):
 @pytest.mark.parametrize(
     ("answer", "title"), [(' "Heat"', "heat"), ("heat\nbecause", "heat"), ("  “Heat” ", "heat"), ("'Heat'", "heat"), ("", "")]
 )
-def test_answers_are_read_without_quotes_case_and_further_lines(make_model, answer, title):
-    _, model, _ = make_model("ZeroShot", **{**BY_TITLE, "tuning": "frozen"})
-    assert model.titles.read(model.backbone.tokenizer.encode(answer)) == title
+def test_answers_are_read_without_quotes_case_and_further_lines(answer, title):
+    assert TitleGenerator.read(answer) == title
 
 
 def test_learning_to_answer(make_model):
@@ -186,6 +187,27 @@ def test_curriculum_follows_progress(make_model):
 def test_zero_shot_needs_generation(make_model):
     with pytest.raises(UserError, match="recommend_by: generation"):
         make_model("ZeroShot", recommend_by="retrieval")
+
+
+def test_an_endpoint_is_asked_and_its_silence_is_counted(make_model, monkeypatch):
+    settings = {**BY_TITLE, "tuning": "frozen", "endpoint_url": "http://localhost:1/v1", "endpoint_model": "some-llm"}
+    config, model, splits = make_model("ZeroShot", **settings)
+    asked = []
+
+    def ask(prompts, settings):
+        asked.extend(prompts)
+        first = splits["train"].item_texts[int(candidates[0, 0])]
+        return [Answer(f' "{first.upper()}"\nI chose it'), Answer("No such title"), Answer(None, "down")]
+
+    monkeypatch.setattr("recbole_llm.model.zeroshot.ask", ask)
+    candidates = draw_candidates(splits["test"], 9, config["seed"], "test", rows=np.arange(3))
+    scores = model.score(rows_of(splits["test"], 3), torch.from_numpy(candidates))
+    assert model.endpoint.base_url == "http://localhost:1/v1" and len(asked) == 3
+    for prompt, row in zip(asked, candidates, strict=True):
+        assert prompt.startswith("This user has bought") and "<s>" not in prompt
+        assert all(f'"{splits["train"].item_texts[item]}"' in prompt for item in row)
+    assert scores[0].tolist() == [1.0] + [0.0] * 9 and torch.isnan(scores[1:]).all()
+    assert model.titles.metrics() == {"validratio": 0.5, "incomplete": 1.0}
 
 
 # User vectors, CoLLM, A-LLMRec
