@@ -590,13 +590,14 @@ def _read_model(
                 raise
             raise UserError(f"backbone: the weights of {name} do not fit its config.json.") from None
     head = model.get_output_embeddings()
-    # An output head is not used: a checkpoint of the bare decoder is as good.
+    # Representations need no output head: a checkpoint of the bare decoder is as good. Writing titles does need one.
     of_head = {key for key, module in model.named_modules() if module is head}
     missing = sorted(key for key in report["missing_keys"] if key.rpartition(".")[0] not in of_head)
     if missing:
         raise UserError(
             f"backbone: {name} lacks {len(missing)} of its weights, {missing[0]} for one; its files are incomplete."
         )
+    model.lacks_output_head = bool(report["missing_keys"])
     return model, kernel
 
 

@@ -137,6 +137,11 @@ class LLMRecommender(SequentialRecommender):
     def _prepare_generation(self, config: Config, dataset: TextSequentialDataset) -> None:
         """Prompts and decoding of ``recommend_by: generation``."""
         backbone = self.backbone
+        if getattr(backbone.causal_lm, "lacks_output_head", False):
+            raise UserError(
+                f"backbone: {config['backbone']} holds no output head, so it cannot write titles; choose another LLM, or "
+                f"recommend_by: retrieval."
+            )
         self.loss_names = ("title",)
         self.train_candidates = config["train_candidates"]
         templates = config["title_prompts"] or []

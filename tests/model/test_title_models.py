@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch.nn import functional
 
 from recbole_llm import cli
 from recbole_llm.backbone.endpoint import Answer
+from recbole_llm.backbone.llm import load_backbone
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation import draw_candidates, evaluate_ranking, rank_of_target, shuffled_columns
 from recbole_llm.model.title_generation import TitleGenerator
@@ -208,6 +210,21 @@ def test_an_endpoint_is_asked_and_its_silence_is_counted(make_model, monkeypatch
         assert all(f'"{splits["train"].item_texts[item]}"' in prompt for item in row)
     assert scores[0].tolist() == [1.0] + [0.0] * 9 and torch.isnan(scores[1:]).all()
     assert model.titles.metrics() == {"validratio": 0.5, "incomplete": 1.0}
+
+
+def test_a_backbone_without_an_output_head_writes_no_titles(make_model, tmp_path):
+    config = transformers.LlamaConfig(
+        vocab_size=1000, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    config.architectures = ["LlamaForCausalLM"]
+    tokenizer = load_backbone({"backbone": "tiny"}).tokenizer
+    config.vocab_size = len(tokenizer)
+    transformers.LlamaModel(config).save_pretrained(tmp_path / "llm")
+    tokenizer.save_pretrained(tmp_path / "llm")
+    make_model("TALLRec", backbone=str(tmp_path / "llm"))
+    with pytest.raises(UserError, match="no output head.*recommend_by: retrieval"):
+        make_model("TALLRec", **BY_TITLE, backbone=str(tmp_path / "llm"))
 
 
 # User vectors, CoLLM, A-LLMRec
