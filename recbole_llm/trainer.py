@@ -347,11 +347,9 @@ class LLMTrainer(CandidateEvaluation, Trainer):
     def _finish(self, folder: Path) -> None:
         """Write the final record beside the best weights and drop the state that resuming needed."""
         record = {**self.record(), "finished": True}
-        if (folder / checkpoint.WEIGHTS).exists():
-            checkpoint.write_json(folder / checkpoint.RECORD, {"format": checkpoint.FORMAT, **record})
-        else:  # no validation took place: the last weights are the result
+        if not (folder / checkpoint.WEIGHTS).exists():  # no validation took place: the last weights are the result
             self._save_best(folder)
-            checkpoint.write_json(folder / checkpoint.RECORD, {"format": checkpoint.FORMAT, **record})
+        checkpoint.write_json(folder / checkpoint.RECORD, {"format": checkpoint.FORMAT, **record})
         checkpoint.remove_resume_state(folder)
 
     def can_resume(self, folder: str | Path) -> bool:

@@ -135,7 +135,7 @@ class PromptEncoder(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             embeddings = self.backbone.embedding(tokens[None, : batch.header_length])
             _, cache = self.backbone(embeddings, _positions(0, batch.header_length, embeddings.device), use_cache=True)
-            header = _layers(cache)
+            header = layers_of(cache)
         if frozen:
             self._headers[key] = header
         return header, batch.header_length
@@ -160,14 +160,14 @@ class PromptEncoder(nn.Module):
         Returns:
             float32 ``[len(group) + len(tails), out tokens, hidden size]``.
         """
-        past = None if header is None else _cache(
+        past = None if header is None else cache_of(
             [(k.expand(len(group), -1, -1, -1), v.expand(len(group), -1, -1, -1)) for k, v in header]
         )
         prefix = np.full(len(group), header_length)
         hidden, cache = self._call(batch, group, prefix, past, header_length, tokens, vector_index, vectors, len(tails) > 0)
         if len(tails) == 0:
             return hidden
-        keys_values = _layers(cache)
+        keys_values = layers_of(cache)
         row_of = {int(prompt): row for row, prompt in enumerate(group)}
         parents = np.array([row_of[int(batch.parent[tail])] for tail in tails])
         parts, rows = [hidden], [np.arange(len(group))]
@@ -176,7 +176,7 @@ class PromptEncoder(nn.Module):
             prompts, prefix = tails[part], batch.shared[tails[part]]
             parent_rows = torch.from_numpy(parents[part]).to(tokens.device)
             longest = int(prefix.max())
-            past = _cache([(k[parent_rows, :, :longest], v[parent_rows, :, :longest]) for k, v in keys_values])
+            past = cache_of([(k[parent_rows, :, :longest], v[parent_rows, :, :longest]) for k, v in keys_values])
             hidden, _ = self._call(batch, prompts, prefix, past, longest, tokens, vector_index, vectors, False)
             parts.append(hidden)
             rows.append(len(group) + part)
@@ -241,9 +241,11 @@ def _positions(start: int, length: int, device: torch.device) -> Tensor:
     return torch.arange(start, start + length, device=device)[None]
 
 
-def _layers(cache: DynamicCache) -> KeyValues:
+def layers_of(cache: DynamicCache) -> KeyValues:
+    """The keys and values in a cache, layer by layer."""
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def _cache(layers: KeyValues) -> DynamicCache:
+def cache_of(layers: KeyValues) -> DynamicCache:
+    """A cache that holds these keys and values, gradients included."""
     return DynamicCache(ddp_cache_data=layers)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
+from recbole_llm.backbone.encoder import cache_of, layers_of
 from recbole_llm.backbone.llm import Backbone
 from recbole_llm.data.collate import PromptBatch, cut_into_micro_batches
 from recbole_llm.errors import UserError
@@ -311,7 +312,7 @@ def _decode(
         if len(alive) <= (1 - _DROPPED_WHEN_DONE) * len(rows):
             rows, position = rows[alive], position[alive]
             kept, width = _on(backbone, alive), int(position.max())
-            cache = _cache([(keys[kept, :, :width], values[kept, :, :width]) for keys, values in _layers(cache)])
+            cache = cache_of([(keys[kept, :, :width], values[kept, :, :width]) for keys, values in layers_of(cache)])
             tokens = tokens[kept]
         hidden = _step(backbone, tokens, position, cache)
         # A complete answer that is still in the batch stays where it is, or it might leave the LLM's positions.
@@ -337,7 +338,7 @@ def _step(backbone: Backbone, tokens: Tensor, position: np.ndarray, cache: Dynam
     # Shorter rows get their new keys and values behind padding: sliding windows count columns, and the next token of
     # these rows is to be written there.
     row = torch.arange(len(tokens), device=backbone.device)
-    for keys_values in _layers(cache):
+    for keys_values in layers_of(cache):
         for stored in keys_values:
             stored[row, :, where[:, 0]] = stored[:, :, -1].clone()
     return hidden[:, 0]
@@ -416,7 +417,7 @@ def score_titles(
         # The others, a row of candidates at a time.
         parts = [(row, part) for row, prompt in enumerate(group) for part in _rows_of_candidates(counts[prompt] - 1)]
         widths = np.array([(counts[group[row]][part] - 1).sum() for row, part in parts], dtype=np.int64)
-        layers = _layers(cache)
+        layers = layers_of(cache)
         for some in cut_into_micro_batches(widths, micro_batch_tokens, call_cost):
             rows = np.array([parts[index][0] for index in some])
             prompts, chosen = group[rows], [parts[index][1] for index in some]
@@ -475,7 +476,7 @@ def _score_rows(
     prompt = torch.arange(longest, device=backbone.device) < _on(backbone, lengths)[:, None]
     mask = torch.cat([prompt[:, None].expand(-1, width, -1), own], dim=2)[:, None]
     kept = _on(backbone, rows)
-    past = _cache([(keys[kept, :, :longest], values[kept, :, :longest]) for keys, values in layers])
+    past = cache_of([(keys[kept, :, :longest], values[kept, :, :longest]) for keys, values in layers])
     read = candidate >= 0
     embeddings = backbone.embedding(_on(backbone, tokens))
     hidden, _ = backbone(embeddings, _on(backbone, position), mask, past, read=read)
@@ -572,11 +573,3 @@ def _steps(root: _Node) -> list[list[int]]:
 
 def _on(backbone: Backbone, values: np.ndarray) -> Tensor:
     return torch.from_numpy(values).to(backbone.device)
-
-
-def _layers(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
-    return [(layer.keys, layer.values) for layer in cache.layers]
-
-
-def _cache(layers: list[tuple[Tensor, Tensor]]) -> DynamicCache:
-    return DynamicCache(ddp_cache_data=layers)

@@ -19,8 +19,6 @@ from recbole_llm.data.collate import PromptBatch
 from recbole_llm.data.prompt import TitlePrompts
 from recbole_llm.evaluation import shuffled_columns
 
-DECODINGS = ("greedy", "constrained", "likelihood")
-
 VectorsOf = Callable[[PromptBatch], Tensor]
 
 
@@ -104,8 +102,7 @@ class TitleGenerator:
             float64 ``[B, C]``: log-probability per token; or 1 for what was answered and 0 for the rest, NaN throughout
             where the answer is no candidate's title.
         """
-        listed = np.take_along_axis(candidates, shuffled_columns(candidates, self.seed), axis=1)
-        batch = self.prompts.prompts(history, lengths, listed)
+        batch = self._questions(history, lengths, candidates)
         self.counts.prompts += len(batch)
         self.counts.tokens += int(batch.lengths.sum())
         vectors = vectors_of(batch)
@@ -127,8 +124,7 @@ class TitleGenerator:
 
     def text_prompts(self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> list[str]:
         """The prompts of :meth:`score` as texts, for an LLM elsewhere."""
-        listed = np.take_along_axis(candidates, shuffled_columns(candidates, self.seed), axis=1)
-        batch = self.prompts.prompts(history, lengths, listed)
+        batch = self._questions(history, lengths, candidates)
         return [
             self._text(batch.tokens[start:end]) for start, end in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)
         ]
@@ -152,6 +148,11 @@ class TitleGenerator:
         self.incomplete += sum(answer is None for answer in answers)
         self.valid += int((~np.isnan(scores[:, 0])).sum())
         return torch.from_numpy(scores)
+
+    def _questions(self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> PromptBatch:
+        """The prompts of an evaluation: candidates in an order that says nothing of the column they stand in."""
+        listed = np.take_along_axis(candidates, shuffled_columns(candidates, self.seed), axis=1)
+        return self.prompts.prompts(history, lengths, listed)
 
     def _text(self, tokens: Sequence[int]) -> str:
         return self.backbone.tokenizer.decode(tokens, skip_special_tokens=True)
