@@ -38,6 +38,7 @@ from recbole_llm.errors import UserError, closest
 logger = logging.getLogger(__name__)
 
 ScoreRows = Callable[[Interaction, "Tensor | None"], Tensor]
+PredictRows = Callable[[Interaction], Tensor]
 
 CANDIDATE_SAMPLINGS = ("non_interacted", "recbole")
 
@@ -620,20 +621,125 @@ class RankingResult:
     seconds: float
 
 
+@dataclass(frozen=True)
+class LabelResult:
+    """What an evaluation of predicted labels found.
+
+    Attributes:
+        user_ids: ``[n]`` the users' own ids (external tokens).
+        rows: ``[n]`` int64 row of the split.
+        labels: ``[n]`` int64, 1 where the user liked the row's item.
+        values: ``[n]`` float64, what the model predicted: higher means likelier to be liked.
+        metrics: by RecBole's names.
+        seconds: wall time.
+    """
+
+    user_ids: np.ndarray
+    rows: np.ndarray
+    labels: np.ndarray
+    values: np.ndarray
+    metrics: dict[str, float]
+    seconds: float
+
+
+def _mode(config: Any, phase: str) -> str:
+    mode = config["eval_args"]["mode"]
+    return str(mode[phase] if isinstance(mode, Mapping) else mode)
+
+
 def evaluation_mode(config: Any, phase: str) -> tuple[str, int] | None:
     """Return how candidates are sampled (``("uniform", 99)`` for ``uni99``), or None for ``full``.
 
     Raises:
         UserError: RecBole's other modes.
     """
-    mode = config["eval_args"]["mode"]
-    mode = str(mode[phase] if isinstance(mode, Mapping) else mode)
+    mode = _mode(config, phase)
     if mode == "full":
         return None
     match = re.fullmatch(r"(uni|pop)([1-9][0-9]*)", mode)
     if match is None:
         raise UserError(f"eval_args: mode '{mode}' ({phase}) is not supported; use uniN, for example uni99, or full.")
     return {"uni": "uniform", "pop": "popularity"}[match[1]], int(match[2])
+
+
+def evaluate(
+    score_rows: ScoreRows,
+    predict_rows: PredictRows,
+    split: Any,
+    config: Any,
+    phase: str,
+    rows: np.ndarray | None = None,
+    *,
+    probabilities: bool = False,
+    progress: bool = False,
+    eval_batch_rows: int = 256,
+    pool: int | None = None,
+) -> RankingResult | LabelResult:
+    """Judge a model as ``eval_args: mode`` says: :func:`evaluate_labels` where it is ``labeled``, else
+    :func:`evaluate_ranking`; the arguments are theirs."""
+    options = {"progress": progress, "eval_batch_rows": eval_batch_rows}
+    if _mode(config, phase) == "labeled":
+        return evaluate_labels(predict_rows, split, config, phase, rows, probabilities=probabilities, **options)
+    return evaluate_ranking(score_rows, split, config, phase, rows, pool=pool, **options)
+
+
+def evaluate_labels(
+    predict_rows: PredictRows,
+    split: Any,
+    config: Any,
+    phase: str,
+    rows: np.ndarray | None = None,
+    *,
+    probabilities: bool = False,
+    progress: bool = False,
+    eval_batch_rows: int = 256,
+) -> LabelResult:
+    """Compare what a model predicts of each row's own item with the user's rating of it (TALLRec's protocol).
+
+    Args:
+        predict_rows: called with an Interaction of B rows, the item among the fields and its rating not, and returns
+            ``[B]`` values; RecBole's ``predict``.
+        split: the validation or test split, with ratings.
+        config: ``metrics`` (RecBole's value metrics), ``like_threshold`` and ``RATING_FIELD`` are read.
+        phase: ``valid`` or ``test``, for messages.
+        rows: ``[n]`` rows to evaluate, from :func:`sample_rows`; None for all.
+        probabilities: whether the values are probabilities. Where they are not, the AUC, which asks for an order
+            alone, is measured, and the other metrics are left out.
+        progress: show a progress bar.
+        eval_batch_rows: rows per call of ``predict_rows``; a matter of memory and speed only.
+
+    Raises:
+        UserError: all rows have the same label, or a value is NaN.
+    """
+    started = time.perf_counter()
+    rows = np.arange(len(split.inter_feat)) if rows is None else np.asarray(rows, dtype=np.int64)
+    rating = config["RATING_FIELD"]
+    labels = (split.inter_feat[rating].numpy()[rows] > config["like_threshold"]).astype(np.int64)
+    if len(np.unique(labels)) < 2:
+        raise UserError(
+            f"like_threshold: of the {len(rows)} {phase} items {labels.sum()} are rated above {config['like_threshold']}, "
+            f"and the AUC needs both kinds; choose another threshold, or more valid_users."
+        )
+    values = []
+    with torch.no_grad(), tqdm(total=len(rows), desc=f"Evaluate ({phase})", unit="row", ncols=100, disable=not progress) as bar:
+        for start in range(0, len(rows), eval_batch_rows):
+            batch = split.inter_feat[rows[start : start + eval_batch_rows]]
+            batch = split.join(Interaction({field: batch[field] for field in batch.columns if field != rating}))
+            values.append(predict_rows(batch).double().cpu().numpy().reshape(-1))
+            bar.update(len(batch))
+    values = np.concatenate(values)
+    if np.isnan(values).any():
+        raise UserError(f"{np.isnan(values).sum()} of the {len(rows)} {phase} predictions are NaN: lower learning_rate.")
+    measured = [name for name in config["metrics"] if probabilities or name.lower() == "auc"]
+    users = split.inter_feat[split.uid_field].numpy()[rows]
+    return LabelResult(
+        user_ids=np.asarray(split.id2token(split.uid_field, users)),
+        rows=rows,
+        labels=labels,
+        values=values,
+        metrics={name.lower(): float(metrics_dict[name.lower()](config).metric_info(values, labels)) for name in measured},
+        seconds=time.perf_counter() - started,
+    )
 
 
 def evaluate_ranking(
@@ -748,6 +854,16 @@ def sample_rows(split: Any, valid_users: int | None, seed: int) -> np.ndarray:
         return np.arange(len(users))
     chosen = distinct[np.argsort(_key("valid_users", seed, distinct), kind="stable")[:valid_users]]
     return np.flatnonzero(np.isin(users, chosen))
+
+
+def stock_predictions(model: Any) -> PredictRows:
+    """Make a function that predicts the item of each row by a RecBole model; ``model`` as in :func:`stock_scores`."""
+    scores = stock_scores(model)
+
+    def predict(interaction: Interaction) -> Tensor:
+        return scores(interaction, interaction[model.ITEM_ID][:, None])[:, 0]
+
+    return predict
 
 
 def stock_scores(model: Any, *, max_scores: int = 2**25, max_rows: int = 2**13) -> ScoreRows:

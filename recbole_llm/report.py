@@ -6,7 +6,8 @@ A row is one model trained with one seed (or the failure to do so), a mapping wi
 * ``role``: ``model``, or ``teacher`` for a model that was trained only to teach another;
 * ``metrics`` (by RecBole's names), ``users`` (how many were evaluated), ``trained_parameters``, ``train_seconds``,
   ``eval_seconds``; ``valid_metric``, the one that models are chosen and compared by;
-* ``ranks`` and ``user_ids``: the rank of each target and its user, for the paired test; in no JSON;
+* ``ranks`` and ``user_ids``: the rank of each target and its user, for the paired test; in no JSON. Where labels are
+  judged, ``labels`` and ``values`` (what the model predicted of each user's item) in place of ``ranks``;
 * ``error``: where the run failed, one sentence, and then nothing of the above but model, dataset and seed.
 """
 
@@ -213,7 +214,8 @@ def _difference_column(lines: Sequence[_Line], valid_metric: str | None, notes: 
         if any(test and test["seeds"] < len(_seeds_of(done)) for test in tests.values()):
             notes.append("Where a run failed, the difference is over the seeds that both models finished.")
     if any(test and "p_value" not in test for test in tests.values()):
-        notes.append("no test: the two models were not evaluated on the same users.")
+        reason = "the two models were not evaluated on the same users" if "@" in metric else f"{metric} is no mean over users"
+        notes.append(f"no test: {reason}.")
     failed_first = next((line for line in lines if not line.is_teacher), first)
     if failed_first is not first:
         notes.append(f"{failed_first.label} failed; the differences are to {first.label}.")
@@ -383,16 +385,21 @@ def write_json(rows: Sequence[Row], file: str | Path) -> None:
 def write_per_user(rows: Sequence[Row], file: str | Path) -> None:
     """Write one line per model, seed and evaluated row: model, seed, user, rank and the value of each metric, by tabs.
 
-    Runs that failed have no lines.
+    Where labels are judged, a line has model, seed, user, label (1: liked) and the value that the model predicted. Runs
+    that failed have no lines.
 
     Raises:
         UserError: the file cannot be written. An older file of that name is then left whole.
     """
     done = [row for row in rows if not row.get("error") and row.get("ranks") is not None]
+    judged = [row for row in rows if not row.get("error") and row.get("labels") is not None]
     names = list(dict.fromkeys(name for row in done for name in row["metrics"]))
     text = io.StringIO()
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
-    table.writerow(["model", "seed", "user", "rank", *names])
+    table.writerow(["model", "seed", "user", *(["label", "value"] if judged else ["rank", *names])])
+    for row in judged:
+        for user, label, value in zip(row["user_ids"], row["labels"], row["values"], strict=True):
+            table.writerow([label_of(row), row["seed"], user, label, f"{value:.9g}"])
     for row in done:
         ranks = np.asarray(row["ranks"])
         values = [per_user(ranks, *split_metric(name)).tolist() if name in row["metrics"] else None for name in names]
