@@ -45,12 +45,14 @@ class TextSequentialDataset(SequentialDataset):
     """A sequential dataset with item text and dates, for stock RecBole models and ours.
 
     Configuration keys beside RecBole's: ``item_text`` (fields of the ``.item`` file, default ``title``),
-    ``item_text_separator`` (default ``", "``), ``timestamp_format`` (auto, unix, unix_ms or none; default auto),
-    ``train_targets`` (last or all; default all) and ``like_threshold``: where it is set, ratings are read too.
+    ``item_text_separator`` (default ``", "``), ``item_representation`` (title or id; default title), ``timestamp_format``
+    (auto, unix, unix_ms or none; default auto), ``train_targets`` (last or all; default all) and ``like_threshold``: where it
+    is set, ratings are read too.
 
     Attributes:
         item_texts (list[str]): text of each item by internal id, cleaned and whole (see ``atomic.clean_text``); ``""`` for
-            id 0, the padding. An item without text has its id token as text.
+            id 0, the padding. An item without text has its id token as text, and so has every item under
+            ``item_representation: id`` ("w/o text", LLM-STAR Table 2).
         has_dates (bool): whether timestamps are points in time (``item_dates`` then works) and not mere ranks.
         user_items (list[np.ndarray]): by internal user id, the sorted distinct internal ids of all items that the user ever
             interacted with, whatever the split.
@@ -330,6 +332,8 @@ class TextSequentialDataset(SequentialDataset):
 
     def _collect_item_texts(self) -> list[str]:
         tokens = self.field2id_token[self.iid_field].tolist()
+        if self.config["item_representation"] == "id":
+            return ["", *tokens[1:]]
         texts = [self._text_of_token.get(token, "") for token in tokens]
         texts[0] = ""  # the padding item, whatever a file may call [PAD]
         nameless = [index for index, text in enumerate(texts) if index and not text]
