@@ -387,6 +387,11 @@ def _check_labels(config: Any, settings: Mapping) -> None:
         raise UserError(
             f"eval_args: mode labeled needs protocol: yes_no, which makes labels of ratings ({_origin(config, 'eval_args')})."
         )
+    if not _ours(config) and not _isolated(config) and not settings.get("threshold"):
+        raise UserError(
+            f"protocol: yes_no: RecBole's own runner makes labels for {config.model} by its key threshold; compare by "
+            f"run_recbole_llm.py, or set threshold ({_origin(config, 'protocol')})."
+        )
     rating = settings["RATING_FIELD"]
     if settings.get("normalize_all") or rating in (settings.get("normalize_field") or []):
         key = "normalize_all" if settings.get("normalize_all") else "normalize_field"

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.evaluator.register import metrics_dict, smaller_metrics
+from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 
@@ -931,6 +933,7 @@ def stock_scores(model: Any, *, max_scores: int = 2**25, max_rows: int = 2**13) 
 # ---------------------------------------------------------------------------------------------------------------------
 
 _RESAMPLES = 10_000
+_NORMAL_95 = 1.959964  # the 97.5% point of the normal distribution
 _EXACT_UP_TO = 13  # 2**13 sign patterns are fewer than the resamples
 
 
@@ -974,6 +977,45 @@ def paired_test(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, float]
         "p_value": p_value,
         "users": len(a),
     }
+
+
+def auc_test(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """Test whether model ``a`` differs from model ``b`` in the area under the ROC curve over the same rows.
+
+    DeLong, DeLong & Clarke-Pearson (Biometrics 1988): the area is the mean, over the liked rows, of the share of others
+    below them (ties count half), and as well the mean, over the others, of the share of liked rows above them. The
+    variances of these shares' differences between the models, each divided by its number of rows, add up to that of the
+    difference of the areas.
+
+    Args:
+        labels: ``[rows]`` 1 or 0, at least two of each.
+        a, b: ``[seeds, rows]`` values of the same rows; areas are averaged over the seeds.
+
+    Returns:
+        as :func:`paired_test`; ``users`` counts the rows.
+    """
+    liked = np.asarray(labels) == 1
+    shares = _auc_shares(liked, a) - _auc_shares(liked, b)
+    difference = float(shares[liked].mean())
+    error = math.sqrt(sum(shares[group].var(ddof=1) / group.sum() for group in (liked, ~liked)))
+    return {
+        "difference": difference,
+        "low": difference - _NORMAL_95 * error,
+        "high": difference + _NORMAL_95 * error,
+        "p_value": math.erfc(abs(difference) / error / math.sqrt(2)) if error > 0 else float(difference == 0),
+        "users": len(liked),
+    }
+
+
+def _auc_shares(liked: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """For each liked row the share of the others below it, for each other row that of the liked above it: ``[rows]``,
+    the mean over the seeds of ``values`` ``[seeds, rows]``."""
+    values = np.asarray(values, dtype=np.float64)
+    among_all, shares = rankdata(values, axis=1), np.empty(values.shape)
+    for group in (liked, ~liked):
+        shares[:, group] = (among_all[:, group] - rankdata(values[:, group], axis=1)) / (~group).sum()
+    shares[:, ~liked] = 1 - shares[:, ~liked]
+    return shares.mean(axis=0)
 
 
 def _sign_flip_sums(differences: np.ndarray, seed: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from recbole.quick_start import run_recbole
 from recbole.utils import get_trainer
 from sklearn.metrics import log_loss, roc_auc_score
 from torch.nn import functional
@@ -205,6 +206,15 @@ def test_mistakes_in_settings(model, settings, message, chain_data):
         make_config(model, "chain", config_dict=given)
 
 
+def test_recboles_own_runner_measures_ours_and_says_why_not_a_stock_model(chain_data):
+    settings = {"protocol": "yes_no", "data_path": str(chain_data), "epochs": 1, "show_progress": False, "use_gpu": False}
+    ours = {"recommend_by": "yes_no", "backbone": "tiny", "lora_dropout": 0.0, "eval_step": 1}
+    result = run_recbole(model="TALLRec", dataset="chain", config_dict={**settings, **ours})
+    assert set(result["test_result"]) == {"auc", "logloss"}
+    with pytest.raises(UserError, match="key threshold; compare by run_recbole_llm.py"):
+        run_recbole(model="SASRec", dataset="chain", config_dict=settings)
+
+
 def test_ranking_is_refused_in_one_sentence(make_model):
     _, model, splits = make_model("TALLRec", **YES_NO)
     with pytest.raises(UserError, match="judges an item that is given"):
@@ -232,7 +242,7 @@ def run(folder, **settings):
 def test_the_command_measures_both_models_on_the_same_rows(chain_data, capsys):
     assert run(chain_data) == 0
     out = capsys.readouterr().out
-    assert "auc vs SASRec" in out and "no test: auc is no mean over users." in out
+    assert "auc vs SASRec" in out and "p is from DeLong's test" in out
     results = {row["model"]: row["metrics"] for row in json.loads(Path("out.json").read_text())}
     assert set(results["SASRec"]) == {"auc"} and set(results["TALLRec"]) == {"auc", "logloss"}
     with open("users.tsv") as file:
