@@ -727,7 +727,7 @@ def evaluate_labels(
         for start in range(0, len(rows), eval_batch_rows):
             batch = split.inter_feat[rows[start : start + eval_batch_rows]]
             batch = split.join(Interaction({field: batch[field] for field in batch.columns if field != rating}))
-            values.append(predict_rows(batch).double().cpu().numpy().reshape(-1))
+            values.append(predict_rows(batch).cpu().double().numpy().reshape(-1))
             bar.update(len(batch))
     values = np.concatenate(values)
     if np.isnan(values).any():

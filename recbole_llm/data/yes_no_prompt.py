@@ -33,7 +33,7 @@ class YesNoPromptSettings:
 
 
 class YesNoPrompts:
-    """Builds the prompts of TALLRec (Bao et al., RecSys 2023, Table 1)::
+    """Builds prompts in the manner of TALLRec (Bao et al., RecSys 2023)::
 
         ... Liked movies: "{title}", "{title}". Disliked movies: none. Target movie: "{title}". Will the user ...? Answer:
 

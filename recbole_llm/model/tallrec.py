@@ -25,7 +25,7 @@ from recbole_llm.model.yes_no import YesNoAnswers
 class TALLRec(LLMRecommender):
     """TALLRec: titles in, no item vectors and no teacher; LoRA matrices and the heads are trained.
 
-    By Yes and No (section 3 of the paper): the prompt lists the items that the user liked and disliked so far and names the
+    By Yes and No (the form of the paper): the prompt lists the items that the user liked and disliked so far and names the
     next one; the LLM learns to answer whether the user liked it, and P(Yes) against P(No) is what it predicts.
     """
 
@@ -38,9 +38,7 @@ class TALLRec(LLMRecommender):
         self.loss_names = ("answer",)
         self.rating_field, self.like_threshold = config["RATING_FIELD"], config["like_threshold"]
         self.rating_list_field = self.rating_field + config["LIST_SUFFIX"]
-        self.yes_no = YesNoAnswers(
-            self.backbone, dataset.item_texts, config, self.encoder.settings, self.encoder.counts
-        )
+        self.yes_no = YesNoAnswers(self.backbone, dataset.item_texts, config, self.encoder.settings, self.encoder.counts)
 
     def yes_no_prompts(self, interaction: Interaction) -> PromptBatch:
         """The question of each row: its history with the ratings so far, and its item, whose rating is not read."""
