@@ -40,8 +40,8 @@ class TitleGenerator:
     * ``constrained``: it can only write a candidate's title, so that every answer is valid.
     * ``likelihood``: nothing is written; candidates are ranked by the log-probability of their titles per token.
 
-    Candidates that share the title of the answer share its place: the tie is drawn, so that a title that belongs to the
-    target and to another item counts in half of the cases.
+    Candidates that share a title share its place, however the answer is read: the tie is drawn, so that a title that
+    belongs to the target and to another item counts in half of the cases. Titles that are cut alike are one title.
 
     Args:
         backbone: the LLM.
