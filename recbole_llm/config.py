@@ -180,6 +180,7 @@ def validate(config: Any) -> None:
     _check_nested(config, settings)
     _check_columns(config, settings)
     _check_evaluation(config, settings)
+    _check_labels(config, settings)
     _check_training(config, settings, model, model_class)
     _check_teacher(config, settings)
 
@@ -325,7 +326,7 @@ def _check_evaluation(config: Any, settings: Mapping) -> None:
     if not names:
         raise UserError(f"metrics must name at least one metric ({_origin(config, 'metrics')}).")
     values = [name for name in names if metric_types[name.lower()] == EvaluatorType.VALUE]
-    if values and (len(values) < len(names) or _ours(config)):
+    if values and (len(values) < len(names) or (_ours(config) and settings.get("recommend_by") != "yes_no")):
         raise UserError(
             f"metrics: {values[0]} judges predicted ratings and cannot be used with ranking metrics or by {model} "
             f"({_origin(config, 'metrics')})."
@@ -368,6 +369,40 @@ def _check_evaluation(config: Any, settings: Mapping) -> None:
         raise UserError(
             f"valid_metric {settings['valid_metric']} is not measured with metrics {', '.join(names)} and topk {cuts}; "
             f"set valid_metric too, e.g. {example} ({_origin(config, (changed or ['valid_metric'])[0])})."
+        )
+
+
+def _check_labels(config: Any, settings: Mapping) -> None:
+    """Check that answers of yes and no are judged by labels, and that there are ratings to make them of."""
+    mode = settings["eval_args"].get("mode")
+    labeled = set(mode.values() if isinstance(mode, dict) else [mode]) == {"labeled"}
+    if _ours(config) and settings.get("recommend_by") == "yes_no" and not labeled:
+        raise UserError(
+            f"recommend_by: yes_no judges each user's own item and ranks nothing: set protocol: yes_no "
+            f"({_origin(config, 'recommend_by')})."
+        )
+    if not labeled:
+        return
+    if settings.get("like_threshold") is None:
+        raise UserError(
+            f"eval_args: mode labeled needs protocol: yes_no, which makes labels of ratings ({_origin(config, 'eval_args')})."
+        )
+    if not _ours(config) and not _isolated(config) and not settings.get("threshold"):
+        raise UserError(
+            f"protocol: yes_no: RecBole's own runner makes labels for {config.model} by its key threshold; compare by "
+            f"run_recbole_llm.py, or set threshold ({_origin(config, 'protocol')})."
+        )
+    rating = settings["RATING_FIELD"]
+    if settings.get("normalize_all") or rating in (settings.get("normalize_field") or []):
+        key = "normalize_all" if settings.get("normalize_all") else "normalize_field"
+        raise UserError(
+            f"{key} would rescale '{rating}' to [0, 1], which like_threshold is compared with; name other fields in "
+            f"normalize_field ({_origin(config, key)})."
+        )
+    if not _ours(config) and settings["valid_metric"].lower() != "auc":
+        raise UserError(
+            f"valid_metric {settings['valid_metric']} judges probabilities, and the scores of {config.model} are none; take "
+            f"AUC ({_origin(config, 'valid_metric')})."
         )
 
 

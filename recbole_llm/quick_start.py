@@ -28,12 +28,12 @@ from recbole_llm.backbone.llm import fetch_backbone
 from recbole_llm.config import load_yaml, make_config, settings_for
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError, closest
-from recbole_llm.evaluation import evaluate_ranking, stock_scores
-from recbole_llm.registry import is_ours
+from recbole_llm.evaluation import RankingResult, evaluate, stock_predictions, stock_scores
+from recbole_llm.registry import TEXT_ARGUMENTS, is_ours
 from recbole_llm.trainer import load_trained_weights
 
 # Settings beside RecBole's ``dataset_arguments`` that decide what a split dataset is.
-SPLIT_ARGUMENTS = ("data_path", "eval_args", "dataset")
+SPLIT_ARGUMENTS = ("data_path", "eval_args", "dataset", *TEXT_ARGUMENTS)
 
 
 class SharedData:
@@ -133,8 +133,9 @@ def configure(
     # A teacher may be addressed by its name ("SASRec.epochs") whether or not it is among the models.
     teachers = [str({**files, **settings}.get("teacher") or "SASRec")] if ours else []
     named = list(dict.fromkeys([*models, *teachers]))
-    by_title = {**files, **settings}.get("recommend_by") == "generation"
-    from_files = {"protocol": "generation" if by_title else "retrieval", **settings_for(name, files, named)}
+    form = {**files, **settings}.get("recommend_by")
+    protocol = form if form in ("generation", "yes_no") else "retrieval"
+    from_files = {"protocol": protocol, **settings_for(name, files, named)}
     given = settings_for(name, settings, named)
     if seed is not None:
         given["seed"] = seed
@@ -250,8 +251,13 @@ class EvaluationRows:
 def stock_row(run: stock.StockRun, splits: Mapping[str, TextSequentialDataset]) -> dict[str, Any]:
     """The results row of a trained stock model."""
     run.model.eval()
-    ranking = evaluate_ranking(
-        stock_scores(run.model), splits["test"], run.config, "test", progress=run.config["show_progress"]
+    ranking = evaluate(
+        stock_scores(run.model),
+        stock_predictions(run.model),
+        splits["test"],
+        run.config,
+        "test",
+        progress=run.config["show_progress"],
     )
     getLogger().info(f"{run.config['model']} test result: {ranking.metrics}")
     return {
@@ -267,12 +273,13 @@ def stock_row(run: stock.StockRun, splits: Mapping[str, TextSequentialDataset]) 
 
 
 def _ranked(ranking, config: Config) -> dict[str, Any]:
+    names = ("ranks",) if isinstance(ranking, RankingResult) else ("labels", "values")
     return {
         "metrics": ranking.metrics,
-        "users": len(ranking.ranks),
+        "users": len(ranking.rows),
         "eval_seconds": ranking.seconds,
-        "ranks": ranking.ranks,
         "user_ids": ranking.user_ids,
+        **{name: getattr(ranking, name) for name in names},
         "valid_metric": config["valid_metric"],
     }
 

@@ -23,21 +23,23 @@ from tqdm import tqdm
 from recbole_llm import checkpoint
 from recbole_llm.backbone.llm import adapter_config, adapter_tensors
 from recbole_llm.errors import UserError
-from recbole_llm.evaluation import RankingResult, evaluate_ranking, sample_rows, stock_scores
+from recbole_llm.evaluation import LabelResult, RankingResult, evaluate, sample_rows, stock_predictions, stock_scores
 
 
 class CandidateEvaluation:
-    """Trainer mix-in: ``evaluate`` ranks each user's candidates, the same for every model of a run.
+    """Trainer mix-in: ``evaluate`` ranks each user's candidates, the same for every model of a run, or judges labels.
 
     RecBole's own loop scores one row per user and candidate, redraws the candidates at each evaluation, and gives ties
     to the lower item id. A model with a method ``rank_targets`` ranks the whole catalogue by it
     (:func:`~recbole_llm.evaluation.evaluate_ranking`).
 
     Attributes:
-        last_ranking: the :class:`RankingResult` of the last evaluation, with the rank of every user's target.
+        last_ranking: the result of the last evaluation, with the rank (or the label) of every user's target.
+        predicts_probabilities: whether what the model predicts of an item is a probability.
     """
 
-    last_ranking: RankingResult | None = None
+    last_ranking: RankingResult | LabelResult | None = None
+    predicts_probabilities = False
 
     def _load_best(self, file: str) -> None:
         # Trusted: RecBole's own pickle, written by this very run.
@@ -46,7 +48,7 @@ class CandidateEvaluation:
         self.model.load_other_parameter(weights.get("other_parameter"))
 
     def _scores(self):
-        return stock_scores(self.model)
+        return stock_scores(self.model), stock_predictions(self.model)
 
     @torch.no_grad()
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
@@ -62,13 +64,14 @@ class CandidateEvaluation:
         if phase == "valid":
             rows = sample_rows(split, self.config["valid_users"], self.config["seed"])
             pool = self.config["valid_items"]
-        self.last_ranking = evaluate_ranking(
-            self._scores(),
+        self.last_ranking = evaluate(
+            *self._scores(),
             split,
             self.config,
             phase,
             rows=rows,
             pool=pool,
+            probabilities=self.predicts_probabilities,
             progress=show_progress,
             eval_batch_rows=self.config["eval_batch_rows"] or 512,
             rank_targets=getattr(self.model, "rank_targets", None),
@@ -84,6 +87,8 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         config: RecBole configuration; the keys are described in ``properties/model/<Model>.yaml``.
         model: the recommender.
     """
+
+    predicts_probabilities = True
 
     def __init__(self, config: Config, model: nn.Module) -> None:
         super().__init__(config, model)
@@ -263,7 +268,7 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         return result
 
     def _scores(self):
-        return self.model.score
+        return self.model.score, self.model.predict
 
     # Checkpoints
 

@@ -129,7 +129,7 @@ class LLMRecommender(SequentialRecommender):
             dataset.item_texts,
             PromptSettings(
                 sentence=config["prompt_sentence"],
-                request=config["prompt_request"],
+                request=config["prompt_request"].replace("{goal}", config["prompt_goal"]),
                 history_length=config["history_length"],
                 max_prompt_tokens=min(config["max_prompt_tokens"] or backbone.context_length, backbone.context_length),
                 max_item_tokens=config["max_item_tokens"],
