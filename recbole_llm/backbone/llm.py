@@ -31,6 +31,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     DynamicCache,
     LlamaConfig,
     PreTrainedConfig,
@@ -280,6 +281,7 @@ class _Settings:
     revision: str | None
     layers: int | None
     dtype: str
+    quantization: str | None
     tuning: str
     attn_implementation: str
     device: torch.device
@@ -327,11 +329,13 @@ def _read_settings(settings: Any) -> _Settings:
     modules = get("lora_target_modules", None)
     if modules is not None and (not modules or not isinstance(modules, (str, list, tuple))):
         raise UserError(f"lora_target_modules must be a list of module names or None, not {modules!r}.")
-    return _Settings(
+    quantization = get("backbone_quantization", None)
+    wanted = _Settings(
         backbone=str(backbone),
         revision=get("backbone_revision", None),
         layers=layers,
         dtype=choice("backbone_dtype", "auto", *_DTYPES),
+        quantization=None if quantization is None else choice("backbone_quantization", "4bit", "8bit"),
         tuning=choice("tuning", "frozen", "lora", "full"),
         attn_implementation=choice("attn_implementation", "auto", "eager", "sdpa", "flash_attention_2"),
         device=torch.device(get("device", "cuda" if torch.cuda.is_available() else "cpu")),
@@ -341,6 +345,26 @@ def _read_settings(settings: Any) -> _Settings:
         lora_dropout=number("lora_dropout", 0.05, lambda value: 0 <= value < 1, "a number from 0 to below 1"),
         lora_target_modules=list(modules) if isinstance(modules, tuple) else modules,
     )
+    _check_quantization(wanted)
+    return wanted
+
+
+def _check_quantization(wanted: _Settings) -> None:
+    """Say before any weight is read what quantisation lacks."""
+    if wanted.quantization is None:
+        return
+    key = f"backbone_quantization: {wanted.quantization}"
+    if wanted.tuning == "full":
+        raise UserError(f"{key} leaves weights that cannot be trained, as tuning: full would; use tuning: lora.")
+    if wanted.backbone == "tiny" or wanted.backbone.lower().endswith(".gguf"):
+        raise UserError(
+            f"{key} cannot be made of {wanted.backbone}; give a Hugging Face id or a folder of safetensors, or leave "
+            f"backbone_quantization None."
+        )
+    if wanted.device.type != "cuda":
+        raise UserError(f"{key} needs a CUDA GPU, and this run is on {wanted.device.type}; set backbone_quantization to None.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{key} needs the bitsandbytes package: pip install recbole-llm[quantization]")
 
 
 def _what_backbone_may_be() -> str:
@@ -382,6 +406,10 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
      * ``backbone_layers``: decoder layers kept, from the first; the final norm stays [all];
      * ``backbone_dtype`` [auto: bfloat16 where the device has instructions for it, else float32; always float32 where
        all weights are trained, whose small steps bfloat16 would lose];
+     * ``backbone_quantization``: 4bit (NF4) or 8bit (LLM.int8) weights of the linear layers by bitsandbytes, on a CUDA GPU,
+       the LLM frozen or tuned by LoRA [None]. Embeddings, norms and the output head keep ``backbone_dtype``, in which
+       4bit also computes. Under 8bit a prompt's result depends a little on those beside it in a call: features that are
+       large anywhere in a call are computed in 16 bits for all of it;
      * ``tuning``: frozen, lora or full [frozen]. LoRA matrices are float32 beside weights of any type. Under full,
        everything that :meth:`Backbone.forward` uses is trained: not an output head with weights of its own;
      * ``lora_r`` [8], ``lora_alpha`` [16], ``lora_dropout`` [0.05], ``lora_target_modules`` [peft's choice for the
@@ -415,6 +443,8 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
             "dtype": str(dtype).removeprefix("torch."),
             "tuning": wanted.tuning,
         }
+        if wanted.quantization is not None:
+            identity["quantization"] = wanted.quantization
         causal_lm.requires_grad_(wanted.tuning == "full")
         if wanted.tuning == "lora":
             identity["lora"] = _add_lora(causal_lm, wanted)
@@ -422,7 +452,9 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
             head, embedding = causal_lm.get_output_embeddings(), causal_lm.get_input_embeddings()
             head.requires_grad_(head.weight is embedding.weight)
             embedding.requires_grad_(True)
-    return Backbone(causal_lm.to(wanted.device), tokenizer, wanted.tuning, kernel, identity)
+    if wanted.quantization is None:  # else it has been read onto its device, and LoRA matrices follow their layers
+        causal_lm.to(wanted.device)
+    return Backbone(causal_lm, tokenizer, wanted.tuning, kernel, identity)
 
 
 def fetch_backbone(settings: Mapping[str, Any]) -> None:
@@ -558,6 +590,11 @@ def _read_model(
     elif hasattr(transformers, "GgufConfig"):
         # Else a newer transformers may keep the weights packed, for kernels that it fetches from the hub.
         source["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    if wanted.quantization is not None:
+        if getattr(config, "quantization_config", None) is not None:
+            raise UserError(f"backbone_quantization: {name} is quantised already; set backbone_quantization to None.")
+        source["quantization_config"] = _quantization_config(wanted.quantization, dtype)
+        source["device_map"] = {"": wanted.device}  # quantised where it will stay, layer by layer
 
     kernels = ("sdpa", "eager") if wanted.attn_implementation == "auto" else (wanted.attn_implementation,)
     if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) is not None:
@@ -594,6 +631,14 @@ def _read_model(
         )
     model.lacks_output_head = bool(report["missing_keys"])
     return model, kernel
+
+
+def _quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """4bit: NF4 (Dettmers et al., 2023, https://arxiv.org/abs/2305.14314), computing in ``dtype``; 8bit: LLM.int8 (Dettmers
+    et al., 2022, https://arxiv.org/abs/2208.07339)."""
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
 def _is_about_attention(error: BaseException) -> bool:
@@ -700,6 +745,8 @@ def _add_lora(causal_lm: PreTrainedModel, wanted: _Settings) -> dict[str, Any]:
         target_modules=modules,
         fan_in_fan_out=convolutions,
     )
+    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # peft looks for them on the very module that it adapts
+        setattr(decoder, flag, getattr(causal_lm, flag, False))
     try:
         inject_adapter_in_model(config, decoder)
         causal_lm.adapter_settings = config  # for save_adapter

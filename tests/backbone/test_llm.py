@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from recbole_llm.backbone import llm
 from recbole_llm.backbone.fetch import cache_folder, is_complete
-from recbole_llm.backbone.llm import Backbone, encode_text, load_backbone
+from recbole_llm.backbone.llm import Backbone, encode_text, fetch_backbone, load_backbone
 from recbole_llm.errors import UserError
 
 VOCABULARY = 516
@@ -401,6 +402,114 @@ def test_auto_takes_bfloat16_where_the_cpu_computes_in_it(monkeypatch, folders, 
 def test_auto_takes_eager_attention_where_there_is_no_other(folders):
     assert load(folders["gemma2"]).attn_implementation == "eager"
     assert load(folders["gemma3"]).attn_implementation == "sdpa"
+
+
+# ---- Quantisation
+
+
+def without_bitsandbytes(monkeypatch) -> None:
+    find_spec = llm.importlib.util.find_spec
+    monkeypatch.setattr(
+        llm.importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find_spec(name, *rest)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"backbone_quantization": "2bit"}, "backbone_quantization must be one of 4bit, 8bit, not '2bit'"),
+        ({"tuning": "full"}, "backbone_quantization: 4bit leaves weights that cannot be trained.*use tuning: lora"),
+        ({"device": "cpu"}, "backbone_quantization: 4bit needs a CUDA GPU, and this run is on cpu; set .* to None"),
+        ({"device": "cuda"}, r"backbone_quantization: 4bit needs the bitsandbytes package: pip install .*\[quantization\]"),
+        ({"backbone": "tiny"}, "backbone_quantization: 4bit cannot be made of tiny; give a Hugging Face id or a folder"),
+        ({"backbone": "model.GGUF"}, "backbone_quantization: 4bit cannot be made of model.GGUF"),
+    ],
+)
+def test_what_quantisation_lacks_is_said_before_weights_are_read(monkeypatch, folder, settings, sentence):
+    (folder / "model.safetensors").write_bytes(b"not to be read")
+    without_bitsandbytes(monkeypatch)
+    settings = {"backbone": str(folder), "backbone_quantization": "4bit", "device": "cuda", **settings}
+    for step in (fetch_backbone, load_backbone):
+        with pytest.raises(UserError, match=sentence) as error:
+            step(settings)
+        assert "\n" not in str(error.value)
+
+
+def test_quantisation_is_asked_of_transformers_and_part_of_the_identity(monkeypatch, folders, folder):
+    asked = []
+    read = AutoModelForCausalLM.from_pretrained
+
+    def from_pretrained(*arguments, quantization_config=None, device_map=None, **options):
+        asked.append((quantization_config, device_map))
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(llm, "_check_quantization", lambda wanted: None)
+    monkeypatch.setattr(llm.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    four = load(folder, backbone_quantization="4bit", backbone_dtype="bfloat16")
+    eight = load(folder, backbone_quantization="8bit", backbone_dtype="bfloat16")
+    none = load(folder, backbone_dtype="bfloat16")
+    (of_four, where), (of_eight, _), (of_none, nowhere) = asked
+    assert of_four.load_in_4bit and of_four.bnb_4bit_quant_type == "nf4" and not of_four.load_in_8bit
+    assert of_four.bnb_4bit_compute_dtype == torch.bfloat16
+    assert of_eight.load_in_8bit and not of_eight.load_in_4bit and of_none is None
+    assert where == {"": torch.device("cpu")} and nowhere is None
+    assert four.identity == none.identity | {"quantization": "4bit"}
+    assert eight.identity == none.identity | {"quantization": "8bit"}
+
+    edit_config(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})(folder)
+    with pytest.raises(UserError, match="is quantised already; set backbone_quantization to None"):
+        load(folder, backbone_quantization="4bit")
+
+
+def quantises() -> bool:
+    return torch.cuda.is_available() and find_spec("bitsandbytes") is not None
+
+
+@pytest.mark.skipif(not quantises(), reason="quantisation needs a CUDA GPU and bitsandbytes")
+@pytest.mark.parametrize("tuning", ["frozen", "lora"])
+@pytest.mark.parametrize(("bits", "layer", "tolerance"), [("4bit", "Linear4bit", 0.03), ("8bit", "Linear8bitLt", 0.08)])
+def test_a_quantised_llm_computes_with_its_rounded_weights_and_passes_gradients(
+    tmp_path, tokenizer, bits, layer, tolerance, tuning
+):
+    import bitsandbytes
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 64, "intermediate_size": 128}  # in blocks of 64, as bitsandbytes wants its rows
+    AutoModelForCausalLM.from_config(transformers.LlamaConfig(**LLAMA | sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    settings = {"backbone_dtype": "bfloat16", "device": "cuda", "tuning": tuning}
+    quantised = load(tmp_path, **settings, backbone_quantization=bits)
+    expected = load(tmp_path, **settings)
+    plain_modules = dict(expected.named_modules())
+    kind = getattr(bitsandbytes.nn, layer)
+    rounded = {name: module for name, module in quantised.named_modules() if isinstance(module, kind)}
+    assert len(rounded) == 3 * 7 and quantised.dtype == torch.bfloat16
+    with torch.no_grad():
+        for name, module in rounded.items():
+            weight = dequantize_bnb_weight(module.weight, getattr(module, "state", None))
+            plain_weight = plain_modules[name].weight
+            assert 0 < (weight - plain_weight).norm() < 0.15 * plain_weight.norm()
+            plain_weight.copy_(weight)
+
+    inputs = quantised.embedding(token_ids(1, 12).to(quantised.device)).detach().requires_grad_()
+    where = positions(0, 12).to(quantised.device)
+    hidden, _ = quantised(inputs, where)
+    expected_hidden, _ = expected(inputs, where)
+    (gradient,) = torch.autograd.grad(hidden.float().sin().sum(), inputs, retain_graph=tuning == "lora")
+    (expected_gradient,) = torch.autograd.grad(expected_hidden.float().sin().sum(), inputs)
+    assert (hidden - expected_hidden).norm() < tolerance * expected_hidden.norm()
+    assert (gradient - expected_gradient).norm() < 2 * tolerance * expected_gradient.norm()
+    assert torch.equal(torch.nn.ModuleList([quantised]).to(quantised.device)[0](inputs, where)[0], hidden)
+
+    trained = {key: parameter for key, parameter in quantised.named_parameters() if parameter.requires_grad}
+    assert bool(trained) == (tuning == "lora")
+    if trained:
+        # peft's own layers for quantised weights, not those for plain ones
+        assert any(type(module).__module__ == "peft.tuners.lora.bnb" for module in quantised.modules())
+        assert all("lora_" in key and parameter.dtype == torch.float32 for key, parameter in trained.items())
+        hidden.float().square().sum().backward()
+        assert any(parameter.grad.abs().sum() > 0 for key, parameter in trained.items() if "lora_B" in key)
 
 
 # ---- The random model
