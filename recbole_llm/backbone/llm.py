@@ -42,6 +42,7 @@ from transformers import (
 
 from recbole_llm.backbone.fetch import Wheel
 from recbole_llm.errors import UserError, closest, first_line
+from recbole_llm.files import written_folder
 
 __all__ = ["BUILT_IN", "Backbone", "encode_text", "load_backbone"]
 
@@ -290,6 +291,7 @@ class _Settings:
     lora_alpha: float
     lora_dropout: float
     lora_target_modules: list[str] | str | None
+    merge_adapter: bool
 
 
 def _read_settings(settings: Any) -> _Settings:
@@ -344,8 +346,16 @@ def _read_settings(settings: Any) -> _Settings:
         lora_alpha=number("lora_alpha", 16.0, lambda value: value > 0, "a number above 0"),
         lora_dropout=number("lora_dropout", 0.05, lambda value: 0 <= value < 1, "a number from 0 to below 1"),
         lora_target_modules=list(modules) if isinstance(modules, tuple) else modules,
+        merge_adapter=bool(get("merge_adapter", False)),
     )
     _check_quantization(wanted)
+    if wanted.merge_adapter and wanted.tuning != "lora":
+        raise UserError(f"merge_adapter: tuning: {wanted.tuning} has no LoRA matrices to merge; set merge_adapter to False.")
+    if wanted.merge_adapter and wanted.quantization is not None:
+        raise UserError(
+            f"merge_adapter: LoRA matrices would be rounded away in the weights of backbone_quantization: "
+            f"{wanted.quantization}; set merge_adapter to False."
+        )
     return wanted
 
 
@@ -414,6 +424,7 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
        everything that :meth:`Backbone.forward` uses is trained: not an output head with weights of its own;
      * ``lora_r`` [8], ``lora_alpha`` [16], ``lora_dropout`` [0.05], ``lora_target_modules`` [peft's choice for the
        architecture, else all linear layers];
+     * ``merge_adapter``: refused where there will be nothing to merge, see :func:`merged_adapter` [False];
      * ``attn_implementation`` [auto: sdpa where the architecture has it, else eager];
      * ``device`` [cuda where there is one];
      * ``seed`` of random weights [0]; the global random state is left as it was.
@@ -780,6 +791,47 @@ def adapter_config(backbone: Backbone) -> dict[str, Any]:
     config["target_modules"] = modules if isinstance(modules, str) else sorted(modules)
     config |= {"task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": backbone.identity["name"]}
     return json.loads(json.dumps(config, default=str))
+
+
+@contextmanager
+def merged_adapter(backbone: Backbone) -> Iterator[None]:
+    """Within the context, LoRA matrices are added to the weights that they adapt, which saves their products.
+
+    Afterwards the weights are what they were, bit for bit: copies wait in main memory. In bfloat16 the sums are rounded,
+    and so are the results. LoRA matrices must not change within the context.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in backbone.causal_lm.modules() if isinstance(module, BaseTunerLayer)]
+    originals = [layer.get_base_layer().weight.detach().to("cpu", copy=True) for layer in layers]
+    for layer in layers:
+        layer.merge()
+    try:
+        yield
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.unmerge()
+            layer.get_base_layer().weight.data.copy_(original)  # unmerging subtracts, which leaves rounding errors
+
+
+def save_merged(backbone: Backbone, folder: Path) -> None:
+    """Write the LLM with its LoRA matrices merged, and its tokenizer, as a Hugging Face folder of safetensors.
+
+    The folder may be the ``backbone`` of another run, and ``AutoModelForCausalLM.from_pretrained`` reads it. Only the
+    layers that were kept are in it, in the type of the weights.
+    """
+    causal_lm = backbone.causal_lm
+    head = causal_lm.get_output_embeddings()
+    # A head that was not read but made up must not pass for one that was.
+    left_out = set(map(id, head.parameters())) if getattr(causal_lm, "lacks_output_head", False) else set()
+    with merged_adapter(backbone), written_folder(folder) as made, _quiet_transformers():
+        weights = {
+            name.replace(".base_layer.", "."): tensor
+            for name, tensor in causal_lm.state_dict(keep_vars=True).items()
+            if "lora_" not in name and id(tensor) not in left_out
+        }
+        causal_lm.save_pretrained(made, state_dict=weights)
+        backbone.tokenizer.save_pretrained(made)
 
 
 # ---- tiny: a random Llama

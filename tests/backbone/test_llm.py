@@ -18,9 +18,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from recbole_llm import checkpoint
 from recbole_llm.backbone import llm
 from recbole_llm.backbone.fetch import cache_folder, is_complete
-from recbole_llm.backbone.llm import Backbone, encode_text, fetch_backbone, load_backbone
+from recbole_llm.backbone.llm import (
+    Backbone,
+    adapter_config,
+    adapter_tensors,
+    encode_text,
+    fetch_backbone,
+    load_backbone,
+    merged_adapter,
+    save_merged,
+)
 from recbole_llm.errors import UserError
 
 VOCABULARY = 516
@@ -456,6 +466,8 @@ def test_quantisation_is_asked_of_transformers_and_part_of_the_identity(monkeypa
     assert four.identity == none.identity | {"quantization": "4bit"}
     assert eight.identity == none.identity | {"quantization": "8bit"}
 
+    with pytest.raises(UserError, match="merge_adapter: LoRA matrices would be rounded away .* backbone_quantization: 4bit"):
+        load(folder, backbone_quantization="4bit", tuning="lora", merge_adapter=True)
     edit_config(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})(folder)
     with pytest.raises(UserError, match="is quantised already; set backbone_quantization to None"):
         load(folder, backbone_quantization="4bit")
@@ -681,6 +693,7 @@ def test_a_hub_that_does_not_give(monkeypatch, kind, sentence):
         ({"tuning": "lora", "lora_dropout": 1.0}, "lora_dropout must be a number from 0 to below 1"),
         ({"tuning": "lora", "lora_target_modules": ["nothing"]}, "lora_target_modules: .*nothing.* does not fit tiny"),
         ({"tuning": "lora", "lora_target_modules": []}, "lora_target_modules must be a list"),
+        ({"merge_adapter": True}, "merge_adapter: tuning: frozen has no LoRA matrices to merge; set .* to False"),
     ],
 )
 def test_settings_that_make_no_sense(settings, sentence):
@@ -881,9 +894,6 @@ def test_the_real_smollm2():
 def test_a_saved_adapter_is_read_and_merged_by_peft(folders, tmp_path):
     from peft import PeftModel
 
-    from recbole_llm import checkpoint
-    from recbole_llm.backbone.llm import adapter_config, adapter_tensors
-
     settings = {"backbone": str(folders["llama"]), "tuning": "lora", "lora_r": 4, "backbone_dtype": "float32"}
     backbone = load_backbone({**settings, "device": "cpu"})
     for number, tensor in enumerate(adapter_tensors(backbone).values()):
@@ -897,3 +907,72 @@ def test_a_saved_adapter_is_read_and_merged_by_peft(folders, tmp_path):
     tuned = PeftModel.from_pretrained(base, tmp_path / "adapter")
     close(tuned(input_ids=ids).logits, expected)
     torch.testing.assert_close(tuned.merge_and_unload()(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+# ---- Merging LoRA matrices
+
+
+def with_random_lora(folder, **settings) -> Backbone:
+    backbone = load(folder, tuning="lora", **settings)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for tensor in adapter_tensors(backbone).values():
+            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator))
+    return backbone
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+@torch.no_grad()
+def test_merged_lora_gives_the_same_hidden_states_and_the_merged_folder_too(folders, tmp_path, name):
+    backbone, ids = with_random_lora(folders[name], backbone_layers=2), token_ids(1, 10)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+
+    def hidden_states(backbone: Backbone) -> Tensor:
+        return backbone(backbone.embedding(ids), positions(0, 10))[0]
+
+    expected = hidden_states(backbone)
+    untuned = hidden_states(load(folders[name], backbone_layers=2))
+    assert (expected - untuned).norm() > 0.01 * untuned.norm()
+    with merged_adapter(backbone):
+        torch.testing.assert_close(hidden_states(backbone), expected, atol=1e-4, rtol=1e-4)
+        assert not all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+    assert torch.equal(hidden_states(backbone), expected)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+    save_merged(backbone, tmp_path / "merged")
+    again = load(tmp_path / "merged")
+    assert again.layers == 2 and again.tokenizer.get_vocab() == backbone.tokenizer.get_vocab()
+    torch.testing.assert_close(hidden_states(again), expected, atol=1e-4, rtol=1e-4)
+    logits = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(input_ids=ids).logits
+    torch.testing.assert_close(logits, backbone.causal_lm(input_ids=ids).logits, atol=1e-3, rtol=1e-3)
+
+
+def test_a_merged_folder_is_whole_or_not_there(folders, tmp_path, monkeypatch):
+    backbone = with_random_lora(folders["llama"])
+    weights = backbone.causal_lm.state_dict()
+    before = {key: value.clone() for key, value in weights.items()}
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(backbone.tokenizer, "save_pretrained", stop)
+        save_merged(backbone, tmp_path / "merged")
+    assert not list(tmp_path.iterdir())
+    assert all(torch.equal(value, before[key]) for key, value in weights.items())
+    (tmp_path / "merged.killed.part").mkdir()
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "of_an_earlier_run").write_text("")
+    save_merged(backbone, tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+    assert not (tmp_path / "merged" / "of_an_earlier_run").exists()
+
+
+def test_an_output_head_that_was_made_up_is_not_saved(folder, tmp_path):
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    backbone = with_random_lora(folder)
+    assert backbone.causal_lm.lacks_output_head
+    save_merged(backbone, tmp_path / "merged")
+    assert load(tmp_path / "merged").causal_lm.lacks_output_head
