@@ -105,6 +105,7 @@ class Backbone(nn.Module):
     Attributes:
         causal_lm: the whole model, with its output head.
         tokenizer: its tokenizer.
+        tuning: see above.
         frozen: no weight is trained, and dropout is off whatever mode the model is put into.
         input_size: width of the input embeddings.
         hidden_size: width of the last hidden state (OPT-350m's is that of its embeddings, not that of its layers).
@@ -129,6 +130,7 @@ class Backbone(nn.Module):
         # The one registered child: decoder and embedding are parts of it, and must not be counted twice.
         self.causal_lm = causal_lm
         self.tokenizer = tokenizer
+        self.tuning = tuning
         self.frozen = tuning == "frozen"
         self.attn_implementation = attn_implementation
         self.identity = identity
@@ -164,6 +166,10 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         """Where the weights lie."""
         return self.embedding.weight.device
+
+    def train_output_head(self) -> None:
+        """Let ``tuning: full`` train the output head too, for a loss that reads vocabulary logits."""
+        self.causal_lm.get_output_embeddings().requires_grad_(self.tuning == "full")
 
     def train(self, mode: bool = True) -> Backbone:
         """Set training mode; a frozen LLM stays in evaluation mode, without dropout."""
@@ -421,7 +427,8 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
        4bit also computes. Under 8bit a prompt's result depends a little on those beside it in a call: features that are
        large anywhere in a call are computed in 16 bits for all of it;
      * ``tuning``: frozen, lora or full [frozen]. LoRA matrices are float32 beside weights of any type. Under full,
-       everything that :meth:`Backbone.forward` uses is trained: not an output head with weights of its own;
+       everything that :meth:`Backbone.forward` uses is trained; an output head with weights of its own only where
+       :meth:`Backbone.train_output_head` asks for it;
      * ``lora_r`` [8], ``lora_alpha`` [16], ``lora_dropout`` [0.05], ``lora_target_modules`` [peft's choice for the
        architecture, else all linear layers];
      * ``merge_adapter``: refused where there will be nothing to merge, see :func:`merged_adapter` [False];
