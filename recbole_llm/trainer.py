@@ -7,6 +7,7 @@ therefore ends with the same numbers as one that was not.
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import nullcontext
 from logging import getLogger
@@ -108,10 +109,20 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         return torch.optim.SGD(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
 
     def _learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """Linear warm-up, then a factor every so often; a function of the step alone."""
+        """Linear warm-up, then a factor every so often or half a cosine; a function of the step alone.
+
+        The cosine is at its top in the first step after the warm-up and at ``learning_rate_min`` in the last step.
+        """
+        total = self.epochs * steps_per_epoch
         warmup = self.config["warmup_steps"]
+        if warmup < 1:
+            warmup = round(warmup * total)
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
+        if self.config["learning_rate_schedule"] == "cosine":
+            lowest = min(self.config["learning_rate_min"], self.learning_rate)
+            done = (step - warmup) / max(1, total - 1 - warmup)
+            return lowest + (self.learning_rate - lowest) * (1 + math.cos(math.pi * done)) / 2
         period = self.config["learning_rate_decay_every"] * steps_per_epoch
         return self.learning_rate * self.config["learning_rate_decay"] ** int(step / period)
 

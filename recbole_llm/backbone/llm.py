@@ -336,7 +336,9 @@ def _read_settings(settings: Any) -> _Settings:
         )
     modules = get("lora_target_modules", None)
     if modules is not None and (not modules or not isinstance(modules, (str, list, tuple))):
-        raise UserError(f"lora_target_modules must be a list of module names or None, not {modules!r}.")
+        raise UserError(f"lora_target_modules must be a list of module names, all-linear or None, not {modules!r}.")
+    if isinstance(modules, str) and modules != "all-linear":
+        modules = [modules]  # a name, which peft would take for a regular expression
     quantization = get("backbone_quantization", None)
     wanted = _Settings(
         backbone=str(backbone),
@@ -429,8 +431,8 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
      * ``tuning``: frozen, lora or full [frozen]. LoRA matrices are float32 beside weights of any type. Under full,
        everything that :meth:`Backbone.forward` uses is trained; an output head with weights of its own only where
        :meth:`Backbone.train_output_head` asks for it;
-     * ``lora_r`` [8], ``lora_alpha`` [16], ``lora_dropout`` [0.05], ``lora_target_modules`` [peft's choice for the
-       architecture, else all linear layers];
+     * ``lora_r`` [8], ``lora_alpha`` [16], ``lora_dropout`` [0.05], ``lora_target_modules``: names, or all-linear for
+       every linear layer but the output head [peft's choice for the architecture, else all-linear];
      * ``merge_adapter``: refused where there will be nothing to merge, see :func:`merged_adapter` [False];
      * ``attn_implementation`` [auto: sdpa where the architecture has it, else eager];
      * ``device`` [cuda where there is one];

@@ -377,8 +377,29 @@ def test_lora_of_an_architecture_that_peft_does_not_know(tmp_path, tokenizer):
     assert not any("lm_head" in key for key in adapted)
 
 
-def test_lora_target_modules_are_obeyed(folders):
-    backbone = load(folders["llama"], tuning="lora", lora_target_modules=["gate_proj"])
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_all_linear_adapts_the_decoders_linear_layers_and_no_output_head(folders, name):
+    def linear(backbone):
+        return {
+            key.removesuffix(".base_layer")
+            for key, module in backbone.model.named_modules()
+            if type(module).__name__ in ("Linear", "Conv1D") and "lora_" not in key
+        }
+
+    backbone = load(folders[name], tuning="lora", lora_target_modules="all-linear")
+    trained = {key: parameter for key, parameter in backbone.model.named_parameters() if parameter.requires_grad}
+    assert {key.split(".lora_")[0] for key in trained} == linear(load(folders[name]))
+    assert sum(parameter.requires_grad for parameter in backbone.causal_lm.parameters()) == len(trained)
+    inputs = backbone.embedding(token_ids(1, 6))
+    hidden, _ = backbone(inputs, positions(0, 6))
+    close(hidden, load(folders[name])(inputs, positions(0, 6))[0])
+    hidden.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in trained.values())
+
+
+@pytest.mark.parametrize("modules", [["gate_proj"], ("gate_proj",), "gate_proj"])
+def test_lora_target_modules_are_obeyed(folders, modules):
+    backbone = load(folders["llama"], tuning="lora", lora_target_modules=modules)
     adapted = {key.split(".")[-4] for key, parameter in backbone.named_parameters() if parameter.requires_grad}
     assert adapted == {"gate_proj"}
 
