@@ -358,7 +358,7 @@ def _read_settings(settings: Any) -> _Settings:
     )
     _check_quantization(wanted)
     if wanted.merge_adapter and wanted.tuning != "lora":
-        raise UserError(f"merge_adapter: tuning: {wanted.tuning} has no LoRA matrices to merge; set merge_adapter to False.")
+        raise UserError(f"merge_adapter: there are no LoRA matrices under tuning: {wanted.tuning}; set merge_adapter to False.")
     if wanted.merge_adapter and wanted.quantization is not None:
         raise UserError(
             f"merge_adapter: LoRA matrices would be rounded away in the weights of backbone_quantization: "
@@ -654,8 +654,11 @@ def _read_model(
 
 
 def _quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """4bit: NF4 (Dettmers et al., 2023, https://arxiv.org/abs/2305.14314), computing in ``dtype``; 8bit: LLM.int8 (Dettmers
-    et al., 2022, https://arxiv.org/abs/2208.07339)."""
+    """What bitsandbytes is to make of the weights, for transformers.
+
+    4bit: NF4 (Dettmers et al., 2023, https://arxiv.org/abs/2305.14314), computing in ``dtype``; 8bit: LLM.int8 (Dettmers et
+    al., 2022, https://arxiv.org/abs/2208.07339).
+    """
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

@@ -714,7 +714,7 @@ def test_a_hub_that_does_not_give(monkeypatch, kind, sentence):
         ({"tuning": "lora", "lora_dropout": 1.0}, "lora_dropout must be a number from 0 to below 1"),
         ({"tuning": "lora", "lora_target_modules": ["nothing"]}, "lora_target_modules: .*nothing.* does not fit tiny"),
         ({"tuning": "lora", "lora_target_modules": []}, "lora_target_modules must be a list"),
-        ({"merge_adapter": True}, "merge_adapter: tuning: frozen has no LoRA matrices to merge; set .* to False"),
+        ({"merge_adapter": True}, "merge_adapter: there are no LoRA matrices under tuning: frozen; set .* to False"),
     ],
 )
 def test_settings_that_make_no_sense(settings, sentence):
