@@ -413,8 +413,14 @@ def _ours(config: Any) -> bool:
 
 
 def _check_training(config: Any, settings: Mapping, model: str, model_class: type) -> None:
-    """Check the training negatives against the loss."""
+    """Check the training negatives against the loss, and the warm-up."""
     from recbole.utils import InputType
+
+    if _ours(config) and settings["warmup_steps"] > 1 and settings["warmup_steps"] != int(settings["warmup_steps"]):
+        raise UserError(
+            f"warmup_steps must be a whole number of steps, or below 1 their share of all steps, not "
+            f"{settings['warmup_steps']} ({_origin(config, 'warmup_steps')})."
+        )
 
     arguments, where = settings.get("train_neg_sample_args"), _origin(config, "train_neg_sample_args")
     none = arguments in (None, "None") or arguments.get("distribution") in (None, "None", "none")

@@ -150,6 +150,7 @@ class LLMRecommender(SequentialRecommender):
                 f"backbone: {config['backbone']} holds no output head, so it cannot write titles; choose another LLM, or "
                 f"recommend_by: retrieval."
             )
+        backbone.train_output_head()
         self.loss_names = ("title",)
         self.train_candidates = config["train_candidates"]
         templates = config["title_prompts"] or []
