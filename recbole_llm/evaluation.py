@@ -448,7 +448,8 @@ def rank_of_target(
     """Rank the target among its candidates, from 1 = best.
 
     The rank is 1 + the number of candidates with a strictly higher score + a uniformly random share of those with the
-    same score. A row that holds a NaN ranks last.
+    same score. A row that holds a NaN ranks last, with a warning; one of -inf throughout ranks last too: an LLM that was asked
+    for a candidate named none.
 
     Args:
         scores: ``[rows, C]``, column 0 = the target.
@@ -468,6 +469,8 @@ def rank_of_target(
     equal = ((scores == target) & counted)[:, 1:].sum(dim=1)
     invalid = torch.isnan(scores).any(dim=1)
     last = counted[:, 1:].sum(dim=1) + 1
+    unanswered = torch.isneginf(scores).all(dim=1)
+    better, equal = better.where(~unanswered, last - 1), equal.where(~unanswered, 0)
     return _break_ties(better, equal, invalid, last, seed, positions)
 
 

@@ -419,6 +419,14 @@ def test_nan_ranks_last_and_is_reported(caplog):
     assert "2 of 3 rows" in caplog.text
 
 
+def test_an_unanswered_row_ranks_last_without_a_warning(caplog):
+    scores = torch.tensor([[float("-inf")] * 4, [1.0, 0.0, 0.0, float("-inf")]])
+    assert rank_of_target(scores, seed=0).tolist() == [4, 1]
+    counted = torch.tensor([[True, True, False, True], [True] * 4])
+    assert rank_of_target(scores, seed=0, counted=counted).tolist() == [3, 1]
+    assert not caplog.records
+
+
 def test_infinite_scores_are_scores():
     inf = float("inf")
     assert rank_of_target(torch.tensor([[inf, 0.0], [-inf, 0.0]]), seed=0).tolist() == [1, 2]

@@ -136,7 +136,7 @@ class TitleGenerator:
         """Score candidates, which are listed in an order that says nothing of the column they stand in.
 
         Returns:
-            float64 ``[B, C]``: log-probability per token; or 1 for what was answered and 0 for the rest, NaN throughout
+            float64 ``[B, C]``: log-probability per token; or 1 for what was answered and 0 for the rest, -inf throughout
             where the answer is no candidate's title.
         """
         batch = self._questions(history, lengths, candidates)
@@ -179,7 +179,7 @@ class TitleGenerator:
         distinct, place = np.unique(candidates, return_inverse=True)
         place = place.reshape(candidates.shape)
         name_of = [self.read(self._text(answer)) for answer in self.prompts.answers(distinct)]
-        scores = np.full(candidates.shape, np.nan)
+        scores = np.full(candidates.shape, -np.inf)
         for row, answer in enumerate(answers):
             said = None if answer is None else self.read(answer)
             hits = np.array([name_of[index] == said for index in place[row]])
@@ -187,7 +187,7 @@ class TitleGenerator:
                 scores[row] = hits
         self.answered += sum(answer is not None for answer in answers)
         self.incomplete += sum(answer is None for answer in answers)
-        self.valid += int((~np.isnan(scores[:, 0])).sum())
+        self.valid += int(np.isfinite(scores[:, 0]).sum())
         return torch.from_numpy(scores)
 
     def _questions(self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> PromptBatch:
