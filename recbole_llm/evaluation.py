@@ -697,13 +697,14 @@ def evaluate(
     progress: bool = False,
     eval_batch_rows: int = 256,
     pool: int | None = None,
+    rank_targets: RankTargets | None = None,
 ) -> RankingResult | LabelResult:
     """Judge a model as ``eval_args: mode`` says: :func:`evaluate_labels` where it is ``labeled``, else
     :func:`evaluate_ranking`; the arguments are theirs."""
     options = {"progress": progress, "eval_batch_rows": eval_batch_rows}
     if _mode(config, phase) == "labeled":
         return evaluate_labels(predict_rows, split, config, phase, rows, probabilities=probabilities, **options)
-    return evaluate_ranking(score_rows, split, config, phase, rows, pool=pool, **options)
+    return evaluate_ranking(score_rows, split, config, phase, rows, pool=pool, rank_targets=rank_targets, **options)
 
 
 def evaluate_labels(
