@@ -160,6 +160,14 @@ def test_ablations(make_model, settings, stage, reached, losses):
     assert (model.teacher is None) is without
 
 
+def test_without_text_an_item_is_called_by_its_number(make_model):
+    _, model, splits = rsllm(make_model, item_representation="id")
+    number = splits["train"].id2token("item_id", 3)
+    assert spelled(model, model.titles.prompts.item_prompts(np.array([3])), 0).strip() == f'"{number}"[DSR][ID]'
+    answer = model.titles.prompts.answers(np.array([3]))[0]
+    assert model.titles.read(model.backbone.tokenizer.decode(answer, skip_special_tokens=True)) == number
+
+
 def test_losses_of_an_ablation_are_those_of_the_whole(make_model):
     _, whole, splits = rsllm(make_model)
     _, part, _ = rsllm(make_model, gamma=0)
