@@ -705,7 +705,7 @@ def test_trainers_count_where_the_model_can():
     trainer.config = make_config(mode="full", eval_batch_rows=16)
     trainer.wandblogger = SimpleNamespace(log_eval_metrics=lambda metrics, head: None)
     expected = evaluate_ranking(trainer.model.score, split, trainer.config, "test")
-    trainer._scores = lambda: None
+    trainer._scores = lambda: (None, None)
     assert trainer.evaluate(SimpleNamespace(_dataset=split), load_best_model=False) == expected.metrics
 
 
