@@ -196,7 +196,14 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
     bases = (CandidateEvaluation, get_trainer(config["MODEL_TYPE"], name))
     if training == "causal":
         bases = (CausalTraining, *bases)
-    trainer = type(f"{name}BaselineTrainer", bases, {})(config, model)
+    trainer_class = type(f"{name}BaselineTrainer", bases, {})
+    trainer = trainer_class(config, model)
+    if getattr(model, "train_stage", None) == "pretrain":
+        # S3Rec: RecBole leaves the fine-tuning to a second run with other settings, and writes copies for it on the way.
+        trainer.save_step = trainer.pretrain_epochs + 1
+        trainer.pretrain(train_data, verbose=True, show_progress=config["show_progress"])
+        model.train_stage = "finetune"
+        trainer = trainer_class(config, model)
     temporary = Path(f"{folder}.{os.getpid()}.pth")
     trainer.saved_model_file = str(temporary)
     try:

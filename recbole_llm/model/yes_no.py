@@ -47,6 +47,7 @@ class YesNoAnswers:
             )
         self.backbone, self.counts = backbone, counts
         self.cost = {"micro_batch_tokens": settings.micro_batch_tokens, "call_cost": settings.call_cost}
+        self.recompute = settings.recompute
         no, yes = encode_text(backbone.tokenizer, [" No", " Yes"])
         alike = os.path.commonprefix([no, yes])
         if len(alike) in (len(no), len(yes)):
@@ -74,7 +75,7 @@ class YesNoAnswers:
         """
         self._count(batch)
         answers = [[self.answers[like]] for like in likes.astype(int)]
-        losses, _ = title_loss(self.backbone, batch, self._no_vectors(), answers, **self.cost)
+        losses, _ = title_loss(self.backbone, batch, self._no_vectors(), answers, **self.cost, recompute=self.recompute)
         return losses.mean()
 
     @torch.no_grad()
