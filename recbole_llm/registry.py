@@ -70,6 +70,12 @@ MODELS: dict[str, Entry] = {
         properties="model/ALLMRec.yaml",
         paper="Kim et al., Large Language Models meet Collaborative Filtering (A-LLMRec), KDD 2024",
     ),
+    "ST2SI": Entry(
+        model="recbole_llm.model.st2si:ST2SI",
+        trainer="recbole_llm.st2si_trainer:ST2SITrainer",
+        properties="model/ST2SI.yaml",
+        paper="Zhai et al., Learning Transition Patterns by LLMs for Sequential Recommendation (ST2SI), 2025",
+    ),
     "ZeroShot": Entry(
         model="recbole_llm.model.zeroshot:ZeroShot",
         properties="model/ZeroShot.yaml",

@@ -205,19 +205,6 @@ def read_item_attributes(
     return {token: tuple(filter(None, row)) for token, row in zip(tokens, zip(*parts, strict=True), strict=True)}
 
 
-def read_item_texts(
-    path: str | os.PathLike,
-    id_field: str,
-    text_fields: Sequence[str],
-    joined_by: str = ", ",
-    separator: str = "\t",
-    encoding: str = "utf-8",
-) -> dict[str, str]:
-    """Return item token -> text: its attributes (:func:`read_item_attributes`) joined by ``joined_by``, ``""`` without any."""
-    attributes = read_item_attributes(path, id_field, text_fields, separator, encoding)
-    return {token: joined_by.join(texts) for token, texts in attributes.items()}
-
-
 def check_ids(table: Table, field: str) -> None:
     """Raise UserError where a record of ``table`` has no id in ``field``."""
     tokens = table.columns[field]

@@ -90,6 +90,13 @@ class PromptBatch:
         return len(self.offsets) - 1
 
     @property
+    def is_read(self) -> np.ndarray:
+        """Where ``out_positions`` names an out token for the first time, bool of its shape."""
+        first = np.ones(self.out_positions.shape, dtype=bool)
+        first[:, 1:] = self.out_positions[:, 1:] != self.out_positions[:, :-1]
+        return first
+
+    @property
     def lengths(self) -> np.ndarray:
         """Tokens in each prompt, int64 ``[N]``."""
         return np.diff(self.offsets)

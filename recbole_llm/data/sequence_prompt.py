@@ -83,18 +83,13 @@ class SequencePrompts:
             items.append(list(chain.from_iterable((joint if place else []) + part for place, part in enumerate(parts))))
         return items
 
-    def sequences(
-        self, history: np.ndarray, lengths: np.ndarray, last_only: bool = False
-    ) -> tuple[PromptBatch, np.ndarray]:
-        """Build the prompt of each history.
+    def sequences(self, history: np.ndarray, lengths: np.ndarray, last_only: bool = False) -> PromptBatch:
+        """Build the prompt of each history: of its latest items, as many as fit.
 
         Args:
             history: item ids int64 ``[B, L]``, right padded with 0, oldest first.
             lengths: items in each history int64 ``[B]``, at least 1.
             last_only: read out at the last query token alone, whatever query tokens the prompt has.
-
-        Returns:
-            the prompts, and how many of the latest items each of them shows, int64 ``[B]``.
         """
         rows, every = len(lengths), self.settings.queries == "all"
         most = min(self.settings.history_length, history.shape[1])
@@ -112,18 +107,15 @@ class SequencePrompts:
         asked = shown if every else np.arange(-most, 0) == -1
         pieces[:, 1:, 1] = np.where(asked, self._query, self._empty)
         tokens, starts = self.table.gather(pieces.ravel())
-        count = shown.sum(axis=1)
         batch = PromptBatch.of(
             tokens=tokens,
             offsets=starts[:: 2 * (1 + most)],
             slot_items=np.zeros(0, dtype=np.int64),
             out_tokens=1,
             header_length=0,
-            reads=count if every else np.ones_like(count),
+            reads=shown.sum(axis=1) if every else np.ones(rows, dtype=np.int64),
         )
-        if last_only:
-            batch = replace(batch, out_positions=batch.out_positions[:, -1:])
-        return batch, count
+        return replace(batch, out_positions=batch.out_positions[:, -1:]) if last_only else batch
 
     def alignments(self, items: np.ndarray) -> PromptBatch:
         """Build the prompt that asks for the ID of each item. ``items``: internal ids int64 ``[N]``."""

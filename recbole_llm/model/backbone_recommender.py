@@ -45,10 +45,10 @@ class BackboneRecommender(SequentialRecommender):
         super().__init__(config, dataset)
         if not config["single_spec"]:
             raise UserError("nproc: the LLM recommenders train in one process; leave nproc and world_size unset.")
+        self.teacher = self.teacher_run = None
         if encoder is None:
             fetch_backbone(config)  # before anything is trained
-        self.teacher = self.teacher_run = None
-        self._prepare_before_backbone(config, dataset)
+            self._prepare_before_backbone(config, dataset)
         # What was trained just now, or was not because it was found, must not decide how our own weights begin.
         init_seed(config["seed"], config["reproducibility"])
         self.encoder = encoder or PromptEncoder(
