@@ -38,6 +38,7 @@ from recbole_llm.errors import UserError, closest
 logger = logging.getLogger(__name__)
 
 ScoreRows = Callable[[Interaction, "Tensor | None"], Tensor]
+RankTargets = Callable[[Interaction, Tensor], tuple[Tensor, Tensor]]
 
 CANDIDATE_SAMPLINGS = ("non_interacted", "recbole")
 
@@ -497,8 +498,25 @@ def rank_in_catalogue(
     if not parts:
         return np.empty(0, dtype=np.int64)
     better, equal, invalid = (torch.cat(column) for column in zip(*parts, strict=True))
-    last = torch.full_like(better, scores.shape[1] - 1)
-    return _break_ties(better, equal, invalid, last, seed, positions)
+    return rank_from_counts(better, equal.masked_fill(invalid, -1), scores.shape[1] - 1, seed, positions)
+
+
+def rank_from_counts(
+    greater: Tensor, equal: Tensor, items: int, seed: int, positions: np.ndarray | None = None
+) -> np.ndarray:
+    """Rank the target among all items, as :func:`rank_in_catalogue` does, where its scores were counted and not kept.
+
+    Args:
+        greater: ``[rows]`` int64, how many items score higher than the target.
+        equal: ``[rows]`` int64, how many others score the same; -1 where a score of the row is NaN.
+        items: how many items there are, without the padding.
+        seed: of the tie draws.
+        positions: ``[rows]`` integers that name the rows for the tie draw; default 0, 1, ...
+
+    Returns:
+        ``[rows]`` int64 in 1 .. items.
+    """
+    return _break_ties(greater, equal, equal < 0, torch.full_like(greater, items), seed, positions)
 
 
 def _break_ties(
@@ -646,13 +664,15 @@ def evaluate_ranking(
     progress: bool = False,
     eval_batch_rows: int = 256,
     pool: int | None = None,
+    rank_targets: RankTargets | None = None,
 ) -> RankingResult:
     """Rank the target of each row and average the metrics of the configuration.
 
     Args:
         score_rows: called with an Interaction of B rows and their candidates, ``[B, C]`` int64 internal ids with the
             target in column 0, and returns ``[B, C]`` scores; under ``mode: full`` called with None, and returns
-            ``[B, n_items]``. The target's id and attributes are not in the Interaction.
+            ``[B, n_items]``. The target's id and attributes are not in the Interaction. Under ``full`` a user's history
+            stays among the items that are ranked: RecBole does not mask it either for sequential models.
         split: the validation or test split.
         config: ``eval_args``, ``metrics``, ``topk``, ``seed`` and ``candidate_sampling`` are read.
         phase: ``valid`` or ``test``.
@@ -660,6 +680,10 @@ def evaluate_ranking(
         progress: show a progress bar.
         eval_batch_rows: rows per call of ``score_rows``; a matter of memory and speed only.
         pool: see :func:`draw_candidates`.
+        rank_targets: called under ``mode: full`` in the place of ``score_rows``, so that no ``[B, n_items]`` scores need to
+            exist, with an Interaction of B rows and their targets, ``[B]`` int64 internal ids. Returns, int64 ``[B]`` each,
+            how many items (padding aside) score higher than the target, and how many others the same, or -1 where a
+            score is NaN: :func:`recbole_llm.loss.softmax.target_counts` of the item head's rows, which are ids less 1.
 
     Raises:
         UserError: a mode or metric that is not supported, or too few items for the candidates.
@@ -691,7 +715,10 @@ def evaluate_ranking(
         for start in range(0, len(rows), eval_batch_rows):
             part = slice(start, start + eval_batch_rows)
             batch = _questions(split, rows[part])
-            if candidates is None:
+            if candidates is None and rank_targets is not None:
+                greater, equal = rank_targets(batch, targets[part])
+                ranks[part] = rank_from_counts(greater, equal, split.item_num - 1, seed, names[part])
+            elif candidates is None:
                 scores = score_rows(batch, None)
                 _check_scores(scores, len(batch), split.item_num)
                 ranks[part] = rank_in_catalogue(scores, targets[part], seed, names[part])

@@ -30,7 +30,8 @@ class CandidateEvaluation:
     """Trainer mix-in: ``evaluate`` ranks each user's candidates, the same for every model of a run.
 
     RecBole's own loop scores one row per user and candidate, redraws the candidates at each evaluation, and gives ties
-    to the lower item id.
+    to the lower item id. A model with a method ``rank_targets`` ranks the whole catalogue by it
+    (:func:`~recbole_llm.evaluation.evaluate_ranking`).
 
     Attributes:
         last_ranking: the :class:`RankingResult` of the last evaluation, with the rank of every user's target.
@@ -70,6 +71,7 @@ class CandidateEvaluation:
             pool=pool,
             progress=show_progress,
             eval_batch_rows=self.config["eval_batch_rows"] or 512,
+            rank_targets=getattr(self.model, "rank_targets", None),
         )
         self.wandblogger.log_eval_metrics(self.last_ranking.metrics, head="eval")
         return self.last_ranking.metrics

@@ -41,6 +41,8 @@ from recbole_llm.evaluation import (
     split_metric,
     stock_scores,
 )
+from recbole_llm.loss.softmax import target_counts
+from recbole_llm.trainer import CandidateEvaluation
 
 METRICS = ["ndcg", "hit", "mrr", "recall", "precision", "map"]
 
@@ -632,6 +634,69 @@ def test_full_ranking_equals_recboles(movies, tmp_path, monkeypatch):
     ours = evaluate_ranking(stock_scores(model), movies.test, config, "test")
     assert ours.metrics == pytest.approx(dict(theirs), abs=1e-9)
     assert ours.metrics["ndcg@10"] > 0
+
+    def rank_targets(rows, targets):
+        users = model.forward(rows["item_id_list"], rows["item_length"])
+        return target_counts(users, model.item_embedding.weight[1:], targets - 1, chunk_items=100)
+
+    counted = evaluate_ranking(None, movies.test, config, "test", rank_targets=rank_targets)
+    assert counted.metrics == pytest.approx(dict(theirs), abs=1e-9)
+
+
+class ItemHead:
+    """Scores a user by the rows of an item head; small integers, so that many scores are equal."""
+
+    def __init__(self, users: int, item_num: int):
+        generator = torch.Generator().manual_seed(4)
+        self.hidden = torch.randint(-2, 3, (users + 1, 3), generator=generator).float()
+        self.weight = torch.randint(-2, 3, (item_num - 1, 3), generator=generator).float()
+
+    def eval(self):
+        pass
+
+    def score(self, rows, candidates):
+        scores = self.hidden[rows["user_id"]] @ self.weight.T
+        return torch.cat([torch.full((len(rows), 1), 100.0), scores], dim=1)  # the padding's score is nobody's business
+
+    def rank_targets(self, rows, targets):
+        assert "item_id" not in rows.columns
+        return target_counts(self.hidden[rows["user_id"]], self.weight, targets - 1, chunk_items=7)
+
+
+def test_counting_gives_the_ranks_of_the_whole_table(caplog):
+    split, model, config = random_split(users=60, item_num=50), ItemHead(60, 50), make_config(mode="full")
+    model.hidden[9] = float("nan")
+    some = np.array([31, 2, 8, 50])
+    for rows in (None, some):
+        with caplog.at_level(logging.WARNING):
+            table = evaluate_ranking(model.score, split, config, "test", rows=rows)
+            counted = evaluate_ranking(None, split, config, "test", rows=rows, rank_targets=model.rank_targets)
+        np.testing.assert_array_equal(counted.ranks, table.ranks)
+        assert counted.metrics == table.metrics
+    assert counted.ranks[2] == 49 and caplog.text.count("they rank last") == 4  # row 8 is user 9
+    other = evaluate_ranking(None, split, {**config, "seed": 8}, "test", rows=some, rank_targets=model.rank_targets)
+    assert (other.ranks != counted.ranks).any()  # there are ties, and they are drawn
+
+
+def test_sampled_candidates_are_scored_and_not_counted():
+    split = random_split(users=60, item_num=50)
+
+    def rank_targets(rows, targets):
+        raise AssertionError("counts are of the whole catalogue")
+
+    evaluate_ranking(lambda rows, drawn: drawn.float(), split, make_config(mode="uni9"), "test", rank_targets=rank_targets)
+
+
+def test_trainers_count_where_the_model_can():
+    split = random_split(users=60, item_num=50)
+    split.splits = {"valid": None, "test": split}
+    trainer = CandidateEvaluation()
+    trainer.model = ItemHead(60, 50)
+    trainer.config = make_config(mode="full", eval_batch_rows=16)
+    trainer.wandblogger = SimpleNamespace(log_eval_metrics=lambda metrics, head: None)
+    expected = evaluate_ranking(trainer.model.score, split, trainer.config, "test")
+    trainer._scores = lambda: None
+    assert trainer.evaluate(SimpleNamespace(_dataset=split), load_best_model=False) == expected.metrics
 
 
 def test_a_pool_bounds_the_items_that_are_drawn():
