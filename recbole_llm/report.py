@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.errors import UserError
-from recbole_llm.evaluation import holm, paired_test, per_user, split_metric
+from recbole_llm.evaluation import holm, is_per_user, paired_test, per_user, split_metric
 
 Row = Mapping[str, Any]
 
@@ -389,7 +389,7 @@ def write_per_user(rows: Sequence[Row], file: str | Path) -> None:
         UserError: the file cannot be written. An older file of that name is then left whole.
     """
     done = [row for row in rows if not row.get("error") and row.get("ranks") is not None]
-    names = list(dict.fromkeys(name for row in done for name in row["metrics"]))
+    names = list(dict.fromkeys(name for row in done for name in row["metrics"] if is_per_user(name)))
     text = io.StringIO()
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
     table.writerow(["model", "seed", "user", "rank", *names])

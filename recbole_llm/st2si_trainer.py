@@ -59,6 +59,7 @@ class PretrainingTrainer(ST2SITrainer):
                     pool=config["valid_items"],
                     progress=show_progress,
                     eval_batch_rows=config["eval_batch_rows"],
+                    rank_targets=source.rank_targets,
                 ).metrics
             )
         return {name: float(np.mean([metrics[name] for metrics in results])) for name in results[0]}

@@ -90,9 +90,9 @@ def obtain_foundation(config: Config) -> Foundation | None:
     Raises:
         UserError: a folder that holds no foundation, or settings that make no sense.
     """
+    configs = source_configs(config)
     if config["pretrained"]:
         return _load(Path(config["pretrained"]))
-    configs = source_configs(config)
     if not configs:
         return None
     datasets = [TextSequentialDataset(source).build()[0] for source in configs]

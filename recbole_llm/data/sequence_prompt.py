@@ -19,6 +19,7 @@ import numpy as np
 
 from recbole_llm.data.collate import OUT_TOKEN, PromptBatch
 from recbole_llm.data.prompt import Encode, PieceTable
+from recbole_llm.errors import UserError
 
 INSTRUCTION = "Please give the ID of the following item:"
 
@@ -50,6 +51,9 @@ class SequencePrompts:
         item_attributes: texts of each item, index = internal item id; index 0 is padding.
         settings: see :class:`SequencePromptSettings`.
         prefix_ids: token ids that the tokenizer puts before a text (such as a BOS token).
+
+    Raises:
+        UserError: ``max_prompt_tokens`` is too small for a prompt.
     """
 
     def __init__(
@@ -66,6 +70,11 @@ class SequencePrompts:
         # An item that is too long by itself is cut, so that it fits behind the instruction as well.
         self._header_length = int(self.table.lengths[[self._prefix, self._instruction]].sum())
         room = settings.max_prompt_tokens - self._header_length - 1
+        if room < 1:
+            raise UserError(
+                f"max_prompt_tokens: {settings.max_prompt_tokens} leaves no room for an item behind the {self._header_length} "
+                f"tokens of the ID alignment's instruction; raise it."
+            )
         self._item = self.table.append([ids[:room] for ids in self._item_tokens(encode, item_attributes)])
 
     def _item_tokens(self, encode: Encode, item_attributes: Sequence[Sequence[str]]) -> list[list[int]]:
