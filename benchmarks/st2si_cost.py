@@ -3,8 +3,8 @@
     python benchmarks/st2si_cost.py                                  # ml-100k, which comes with RecBole, all 30 layers
     python benchmarks/st2si_cost.py --backbone_layers=2 --users=128 --rounds=5
 
-    ranking one user    from a history to the ranks of all items, one user at a time / the same LLM run by plain transformers on a
-                        prompt of as many tokens
+    ranking one user    from a history to the ranks of all items, one user at a time / the same LLM run by plain transformers
+                        on a prompt of as many tokens
     epoch               optimizer steps of the head on ``users`` users and their share of the ID alignment: with forwards of the
                         LLM / from stored states (made before, and not counted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,11 @@ class ST2SITrainer(LLMTrainer):
         if result is not None and self.model.id_alignment and eval_data._dataset is eval_data._dataset.splits["test"]:
             result.update(self.model.id_accuracy())
         return result
+
+    def _save_best(self, folder: Path) -> None:
+        super()._save_best(folder)
+        if self.model.backbone.frozen:  # else the head belongs to the LLM that was tuned with it
+            self.model.save_head(folder / "heads" / self.config["dataset"])
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint says of itself."""

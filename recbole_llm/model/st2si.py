@@ -94,7 +94,7 @@ class ST2SI(BackboneRecommender):
         self.step_items = np.zeros(0, dtype=np.int64)
         self._shuffled_items: tuple[int, np.ndarray] = (-1, self.step_items)
         self._stored: dict[str, StoredStates] = {}
-        self._stored_of_query = -1
+        self._stored_of_query: tuple[Tensor | None, int] = None, 0
         if config["head"]:
             self.load_head(config["head"])
 
@@ -148,8 +148,9 @@ class ST2SI(BackboneRecommender):
 
     def _stored_states(self, part: str) -> StoredStates:
         """Stored states of the training histories (``train``), all items (``items``), or valid and test (``evaluation``)."""
-        if self._stored_of_query != self.query._version:  # another [Q] was loaded
-            self._stored, self._stored_of_query = {}, self.query._version
+        query, version = self._stored_of_query
+        if query is not self.query or version != query._version:  # another [Q] was loaded
+            self._stored, self._stored_of_query = {}, (self.query, self.query._version)
         if part not in self._stored:
             file = Path(self._config["checkpoint_dir"]) / "states" / f"{self._config['dataset']}-{part}"
             arguments = file, self._identity(), self.states_of, self.backbone.hidden_size
@@ -218,7 +219,9 @@ class ST2SI(BackboneRecommender):
         return self.cross_entropy(hidden, windows[:, 1:][inside])
 
     def alignment_losses(self) -> Tensor:
-        """``-log p(v | T_I, T_v)`` of the step's items (section 3.3), ``[n]``."""
+        """``-log p(v | T_I, T_v)`` of the step's items (section 3.3), ``[n]``; a long epoch has steps without."""
+        if len(self.step_items) == 0:
+            return self.head.weight.new_zeros(0)
         return self.cross_entropy(self.item_states(self.step_items), self.step_items)
 
     def cross_entropy(self, hidden: Tensor, items: np.ndarray) -> Tensor:
@@ -318,9 +321,10 @@ class ST2SI(BackboneRecommender):
                 f"backbone, backbone_layers and pretrained as they were when it was trained."
             )
         weights = checkpoint.read_weights(folder, self.query.device)
+        # A new parameter: a model that shares the LLM keeps its own [Q].
+        self.query = nn.Parameter(weights["query"], requires_grad=self.query.requires_grad)
         with torch.no_grad():
             self.head.weight.copy_(weights["weight"])
-            self.query.copy_(weights["query"])
 
     def _head_identity(self, foundation: str | None = None) -> dict[str, object]:
         """What a head fits to: the items in their order, and the LLM with its weights (the type of their numbers is free)."""

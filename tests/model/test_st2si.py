@@ -24,6 +24,7 @@ from recbole_llm.errors import UserError
 from recbole_llm.evaluation import evaluate_ranking
 from recbole_llm.model.st2si import ST2SI
 from recbole_llm.quick_start import dataloaders, load
+from recbole_llm.st2si_trainer import PretrainingTrainer
 
 ROOT = Path(__file__).parents[2]
 FULL = {
@@ -171,6 +172,9 @@ def test_each_item_is_asked_for_once_an_epoch(make):
     assert epochs[0].tolist() != epochs[1].tolist()
     model.seed_step(2)
     assert model.step_items.tolist() == epochs[0][11:17].tolist(), "a step's items depend on nothing but seed and step"
+    model.epoch_steps = 1000  # more steps than items: most have none
+    model.seed_step(1)
+    assert len(model.step_items) == 0 and model.calculate_loss(last_rows(model))[1] == 0
 
 
 def test_scoring_ways_agree(make):
@@ -427,8 +431,34 @@ def test_pretraining_then_tuning(two_datasets, tmp_path, tuning):
     assert all(torch.equal(named[name], weight) for name, weight in weights.items() if name != "query")
     links = on_dataset(config, "links", shared=model)
     links.load_head(folder / "heads" / "links")
+    assert links.encoder is model.encoder and links.query is not model.query
+    kept = load_file(target / "heads" / "chain" / "model.safetensors")
+    assert torch.equal(kept["weight"], model.head.weight) and torch.equal(kept["query"], model.query)
     with pytest.raises(UserError, match="another LLM"):
         on_dataset(config, "links", pretrained=None, pretrain_datasets=None, head=str(folder / "heads" / "links"))
+
+
+def test_a_stopped_pretraining_resumes_to_the_same_llm(make, two_datasets, tmp_path, monkeypatch):
+    settings = {
+        "pretrain_datasets": ["links", "rings"],
+        "pretrain_settings": {"epochs": 3, "learning_rate": 1e-2, "warmup_steps": 0},
+    }
+    _, whole, _ = make(**settings, checkpoint_dir=str(tmp_path / "whole"))
+    validate, count = PretrainingTrainer.evaluate, []
+
+    def stop_at_the_second(self, *arguments, **keywords):
+        count.append(1)
+        if len(count) == 2:
+            raise KeyboardInterrupt
+        return validate(self, *arguments, **keywords)
+
+    monkeypatch.setattr(PretrainingTrainer, "evaluate", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        make(**settings, checkpoint_dir=str(tmp_path / "cut"))
+    assert not list((tmp_path / "cut").glob("*/recbole_llm.json"))
+    _, cut, _ = make(**settings, checkpoint_dir=str(tmp_path / "cut"), resume=True)
+    assert len(count) == 4, "the first epoch was not repeated"
+    assert cut.foundation.sha256 == whole.foundation.sha256
 
 
 @pytest.mark.parametrize(
