@@ -5,7 +5,8 @@
 
 The catalogue is generated: random vectors, popularity that falls as one over the rank. A step is the loss forward and
 backward to the hidden states and the head, and Adam on the head; an LLM before it would come on top. Each part runs in a
-process of its own, after one step or one ranking that does not count. Memory is on CUDA the most that torch has
+process of its own, after one step or one ranking that does not count. CPU seconds are the process's own, which others on
+the machine do not change as they change seconds by the clock. Memory is on CUDA the most that torch has
 allocated, on a CPU the most that the whole process held, Python and libraries included; beside it stands what the part
 cannot do without: the head, and in training its gradient and Adam's two moments.
 """
@@ -89,16 +90,17 @@ def item_head(settings: dict) -> torch.Tensor:
     return torch.empty(settings["items"], settings["hidden_size"], device=settings["device"]).normal_(std=0.02)
 
 
-def measure(part: str, settings: dict) -> tuple[dict[str, float], int]:
-    """Seconds of each work of a part, and the process's peak of memory in bytes."""
+def measure(part: str, settings: dict) -> tuple[dict[str, np.ndarray], int]:
+    """Seconds and CPU seconds of each work of a part, and the process's peak of memory in bytes."""
     torch.manual_seed(0)
     device = torch.device(settings["device"])
     works = ranking(settings) if part == "ranking" else training(part, settings)
-    seconds = dict.fromkeys(works, 0.0)
-    for count in range(settings["steps"] + 1):
+    taken: dict[str, list] = {name: [] for name in works}
+    for _ in range(settings["steps"] + 1):
         for name, work in works.items():
-            taken = clock(work, device)
-            seconds[name] += taken / settings["steps"] if count else 0.0
+            started = time.process_time()
+            taken[name].append((clock(work, device), time.process_time() - started))
+    seconds = {name: np.mean(values[1:], axis=0) for name, values in taken.items()}
     if device.type == "cuda":
         return seconds, torch.cuda.max_memory_allocated()
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -111,14 +113,14 @@ def main() -> int:
     settings = {**DEFAULTS, **given}
     head = settings["items"] * settings["hidden_size"] * 4
     print(f"{settings}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
-    print(f"{'':<32}{'seconds':>10}{'GB at peak':>12}{'GB needed':>12}", flush=True)
+    print(f"{'':<32}{'seconds':>10}{'CPU seconds':>13}{'GB at peak':>12}{'GB needed':>12}", flush=True)
     started = time.perf_counter()
     for part in ("sampled", "full", "ranking"):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             seconds, peak = process.submit(measure, part, settings).result()
         needed = head * (1 if part == "ranking" else 4)
-        for name, value in seconds.items():
-            print(f"{name:<32}{value:>10.3f}{peak / 1e9:>12.2f}{needed / 1e9:>12.2f}", flush=True)
+        for name, (wall, cpu) in seconds.items():
+            print(f"{name:<32}{wall:>10.3f}{cpu:>13.3f}{peak / 1e9:>12.2f}{needed / 1e9:>12.2f}", flush=True)
     print(f"all parts: {time.perf_counter() - started:.0f} s")
     return 0
 

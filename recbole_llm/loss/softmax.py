@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+_LAST_ROW = 2**32 - 1  # of those that half a sort key can count
+
 
 def _slices(length: int, size: int | None) -> Iterator[slice]:
     """``range(length)`` in slices of ``size`` (None: in one)."""
@@ -74,9 +76,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """:func:`full_softmax_loss` in chunks; hidden and weight are of one type."""
 
     @staticmethod
-    def forward(
-        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_items: int, chunk_positions: int
-    ) -> Tensor:
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_items: int, chunk_positions: int) -> Tensor:
         log_partition = hidden.new_full((len(hidden),), float("-inf"))
         target_logits = hidden.new_full((len(hidden),), float("nan"))
         for items in _slices(len(weight), chunk_items):
@@ -220,9 +220,6 @@ def top_items(hidden: Tensor, weight: Tensor, k: int, chunk_items: int | None) -
         keys = torch.cat([best, keys.topk(min(k, keys.shape[1]), dim=1).values], dim=1)
         best = keys.topk(min(k, keys.shape[1]), dim=1).values
     return _flip_negative((best >> 32).int()).view(torch.float32), _LAST_ROW - (best & _LAST_ROW)
-
-
-_LAST_ROW = 2**32 - 1
 
 
 def _sort_keys(scores: Tensor, first_row: int) -> Tensor:

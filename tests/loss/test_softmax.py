@@ -233,6 +233,13 @@ def test_top_items_of_real_scores_equal_topk():
     torch.testing.assert_close(scores, expected.values.detach())
 
 
+def test_top_items_rank_a_negative_zero_like_zero():
+    hidden, weight = torch.full((5, 1), 1e-30), torch.tensor([[-1e-30], [1e-30], [-1e-30]])  # products underflow
+    assert (hidden @ weight.T).signbit().any()
+    scores, index = top_items(hidden, weight, 3, 3)
+    assert index.tolist() == [[0, 1, 2]] * 5 and not scores.any()
+
+
 @pytest.mark.parametrize("chunk_items", [1, 10, 101, None])
 def test_target_counts_are_those_of_the_whole_table(chunk_items):
     hidden, weight = ties()
