@@ -2,7 +2,8 @@
 
     python benchmarks/generation_cost.py [--dataset=ml-100k] [--backbone_layers=2] [--rounds=3] [--users=6]
 
-    LoRA step       title_loss forward and backward / the same model on each prompt alone, grouped by equal length
+    LoRA step       title_loss forward and backward / the model's own loss on the same tokens without padding
+    LoRA floor      the same / the bare decoder on the same tokens, vocabulary logits where a title is predicted alone
     likelihood      20 candidates behind shared keys and values / 20 whole prompts, grouped by equal length
     greedy          batched decoding / ``model.generate`` on the same prompts, sorted by length and padded on the left
 
@@ -28,7 +29,7 @@ from recbole_llm.backbone.generation import greedy, score_titles, title_loss  # 
 from recbole_llm.config import parse_command_line  # noqa: E402
 from recbole_llm.quick_start import SharedData  # noqa: E402
 
-BOUNDS = {"LoRA step": 1.15, "likelihood": 0.25, "greedy": 1.20}
+BOUNDS = {"LoRA step": 1.15, "LoRA floor": 1.15, "likelihood": 0.25, "greedy": 1.20}
 
 
 def by_length(sequences: list[list[int]], most_tokens: int) -> list[list[int]]:
@@ -77,6 +78,17 @@ def main() -> int:
                     labels[place, : len(prompts[row])] = -100
                 causal_lm(input_ids=ids, labels=labels).loss.backward()
 
+        def floor_lora():
+            whole = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+            for group in by_length(whole, cost["micro_batch_tokens"]):
+                ids = torch.tensor([whole[row] for row in group], device=device)
+                hidden = backbone.model(input_ids=ids).last_hidden_state
+                read = torch.zeros(ids.shape, dtype=torch.bool, device=device)
+                for place, row in enumerate(group):
+                    read[place, len(prompts[row]) - 1 : -1] = True
+                scores = causal_lm.get_output_embeddings()(hidden[read]).float()
+                torch.nn.functional.cross_entropy(scores, ids[:, 1:][read[:, :-1]]).backward()
+
         def ours_likelihood():
             with torch.no_grad():
                 score_titles(backbone, batch, vectors, titles, **cost)
@@ -101,12 +113,12 @@ def main() -> int:
                 ids = torch.tensor([[0] * p + prompts[row] for p, row in zip(pad, rows, strict=True)], device=device)
                 mask = torch.tensor([[0] * p + [1] * (width - p) for p in pad], device=device)
                 causal_lm.generate(
-                    input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1,
+                    input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, min_new_tokens=new_tokens,
                     pad_token_id=0,
                 )  # fmt: skip
 
         model.train()
-        works = {"LoRA step": (ours_lora, plain_lora)}
+        works = {"LoRA step": (ours_lora, plain_lora), "LoRA floor": (ours_lora, floor_lora)}
         tests = {"likelihood": (ours_likelihood, plain_likelihood), "greedy": (ours_greedy, plain_greedy)}
         ratios = {}
         for group in (works, tests):

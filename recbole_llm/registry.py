@@ -70,6 +70,12 @@ MODELS: dict[str, Entry] = {
         properties="model/ALLMRec.yaml",
         paper="Kim et al., Large Language Models meet Collaborative Filtering (A-LLMRec), KDD 2024",
     ),
+    "RSLLM": Entry(
+        model="recbole_llm.model.rsllm:RSLLM",
+        trainer="recbole_llm.staged_trainer:StagedTrainer",
+        properties="model/RSLLM.yaml",
+        paper="RSLLM: Integrating Recommendation Systems as a New Language in Large Models",
+    ),
     "ST2SI": Entry(
         model="recbole_llm.model.st2si:ST2SI",
         trainer="recbole_llm.st2si_trainer:ST2SITrainer",

@@ -6,7 +6,8 @@
       - {name: text, trains: [lora, heads], vectors: False}
       - {name: mapping, trains: [mapping, heads], vectors: True, epochs: 5, learning_rate: 1.0e-4}
 
-``epochs`` and ``learning_rate`` are those of the run where a stage does not name its own.
+``epochs`` and ``learning_rate`` are those of the run where a stage does not name its own. ``run_stages`` names the stages
+that take place, all of them where it is not set.
 
 Each stage is a whole training (validation, early stopping, best weights) that begins with the best weights of the stage
 before. A stage that is finished is kept in ``stages/<number>-<name>`` of the run's folder until the last one ends, so that
@@ -20,6 +21,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recbole.config import Config
+
 from recbole_llm import checkpoint
 from recbole_llm.errors import UserError, closest
 from recbole_llm.trainer import LLMTrainer
@@ -28,7 +31,8 @@ STAGE_KEYS = {"name": str, "trains": list, "vectors": bool, "epochs": int, "lear
 
 PARTS = {
     "lora": lambda name: "lora_" in name,
-    "mapping": lambda name: name.startswith(("item_projection.", "user_projection.")),
+    "tokens": lambda name: name.startswith(("id_embedding.", "marker")),
+    "mapping": lambda name: name.startswith(("item_embedding.", "item_projection.", "user_projection.")),
     "heads": lambda name: name.startswith(("item_head.", "user_head.", "user_out", "item_out")),
 }
 
@@ -72,6 +76,23 @@ def read_stages(stages: Any, epochs: int, learning_rate: float) -> list[dict[str
     return checked
 
 
+def stages_to_run(config: Config) -> list[dict[str, Any]]:
+    """The stages of a run: those of the key ``stages`` that ``run_stages`` names, in the order of ``stages``.
+
+    Raises:
+        UserError: see :func:`read_stages`; or a stage that does not exist.
+    """
+    stages = read_stages(config["stages"], config["epochs"], config["learning_rate"])
+    wanted = config["run_stages"]
+    if wanted is None:
+        return stages
+    names = [stage["name"] for stage in stages]
+    unknown = [name for name in wanted if name not in names]
+    if unknown or not wanted:
+        raise UserError(f"run_stages: {unknown[0] if unknown else 'it'} names no stage; there are {', '.join(names)}.")
+    return [stage for stage in stages if stage["name"] in wanted]
+
+
 class StagedTrainer(LLMTrainer):
     """Trains a model stage by stage.
 
@@ -81,7 +102,7 @@ class StagedTrainer(LLMTrainer):
     """
 
     def __init__(self, config, model) -> None:
-        self.stages = read_stages(config["stages"], config["epochs"], config["learning_rate"])
+        self.stages = stages_to_run(config)
         super().__init__(config, model)
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):

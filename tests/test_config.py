@@ -332,8 +332,8 @@ def test_a_mistake_is_named_in_a_sentence(given, words):
 @pytest.mark.parametrize(
     ("model", "given", "words"),
     [
-        ("SASRec", {"beta": 1}, "'beta' is a key of LLMSTAR, not of SASRec"),
-        ("LLMSRec", {"beta": 1}, "'beta' is a key of LLMSTAR, not of LLMSRec"),
+        ("SASRec", {"beta": 1}, "'beta' is a key of LLMSTAR, RSLLM, not of SASRec"),
+        ("LLMSRec", {"beta": 1}, "'beta' is a key of LLMSTAR, RSLLM, not of LLMSRec"),
         (
             "SASRec",
             {"train_neg_sample_args": {"distribution": "uniform"}},

@@ -19,9 +19,9 @@ rounding.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from recbole_llm.backbone.llm import Backbone
 from recbole_llm.data.collate import PromptBatch, cut_into_micro_batches
 from recbole_llm.errors import UserError
 
-__all__ = ["TitleTrie", "greedy", "logits", "score_titles", "title_loss"]
+__all__ = ["TitleFeatures", "TitleTrie", "greedy", "logits", "pooled_states", "score_titles", "title_features", "title_loss"]
 
 _Node = dict[int, Any]  # token -> what may follow it; nothing follows the stop token
 _LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
@@ -113,6 +113,22 @@ def _log_probabilities(backbone: Backbone, hidden: Tensor, tokens: Tensor) -> Te
 # ---- The loss
 
 
+class TitleFeatures(NamedTuple):
+    """What one pass over prompts and their target titles gives.
+
+    Attributes:
+        losses: per prompt the sum of its target's negative log-likelihoods in nats, float32 ``[N]``.
+        counts: tokens of each target, int64 ``[N]``.
+        pooled: mean last hidden state over each prompt's pooled part, float32 ``[N, hidden_size]``.
+        answers: mean last hidden state over each target's tokens, its end token left out, float32 ``[N, hidden_size]``.
+    """
+
+    losses: Tensor
+    counts: Tensor
+    pooled: Tensor
+    answers: Tensor
+
+
 def title_loss(
     backbone: Backbone,
     batch: PromptBatch,
@@ -120,6 +136,7 @@ def title_loss(
     targets: Sequence[Sequence[int]],
     micro_batch_tokens: int,
     call_cost: int,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Next-token loss on the target titles alone: the prompts themselves are not learned.
 
@@ -134,6 +151,7 @@ def title_loss(
         targets: tokens of each prompt's title with the end token, at least 1; the end token is learned like the rest.
         micro_batch_tokens: the most padded tokens in one call of the LLM; affects cost, not results.
         call_cost: what a call costs however few tokens it has, in tokens; affects cost, not results.
+        recompute: keep no activations between forward and backward, run the forward again (memory against time).
 
     Returns:
         per prompt the sum of its target's negative log-likelihoods in nats, float32 ``[N]``, differentiable in
@@ -142,23 +160,129 @@ def title_loss(
     Raises:
         ValueError: arguments that do not fit each other, or more tokens than the LLM has positions.
     """
+    losses, counts, _, _ = _titles(backbone, batch, vectors, targets, micro_batch_tokens, call_cost, recompute, False)
+    return losses, counts
+
+
+def title_features(
+    backbone: Backbone,
+    batch: PromptBatch,
+    vectors: Tensor,
+    targets: Sequence[Sequence[int]],
+    micro_batch_tokens: int,
+    call_cost: int,
+    recompute: bool = False,
+) -> TitleFeatures:
+    """:func:`title_loss` together with the pooled hidden states of the same pass.
+
+    Args:
+        batch: as there, each with a part to pool (``PromptBatch.pooled``).
+        targets: as there, each of a token or more beside the end token.
+    """
+    return _titles(backbone, batch, vectors, targets, micro_batch_tokens, call_cost, recompute, True)
+
+
+def _titles(
+    backbone: Backbone,
+    batch: PromptBatch,
+    vectors: Tensor,
+    targets: Sequence[Sequence[int]],
+    micro_batch_tokens: int,
+    call_cost: int,
+    recompute: bool,
+    pool: bool,
+) -> TitleFeatures:
     counts = np.array([len(target) for target in targets], dtype=np.int64)
     if len(targets) != len(batch) or (counts == 0).any():
         raise ValueError(f"{len(batch)} prompts need as many targets, each of a token or more.")
     _check_tokens(backbone, targets)
     vectors = _checked(backbone, batch, vectors, counts - 1)
-    losses = torch.zeros(len(batch), device=backbone.device)
-    for group in cut_into_micro_batches(batch.lengths + counts - 1, micro_batch_tokens, call_cost):
+
+    def of(group: np.ndarray, vectors: Tensor) -> tuple[Tensor, ...]:
         # The last token predicts nothing that is asked for.
-        embeddings, _ = _embed(backbone, batch, group, vectors, [targets[prompt][:-1] for prompt in group])
+        embeddings, lengths = _embed(backbone, batch, group, vectors, [targets[prompt][:-1] for prompt in group])
         column = np.arange(embeddings.shape[1])
         first = batch.lengths[group, None] - 1
-        read = _on(backbone, (column >= first) & (column < first + counts[group, None]))
-        hidden, _ = backbone(embeddings, torch.arange(len(column), device=backbone.device)[None], read=read)
+        predicts = (column >= first) & (column < first + counts[group, None])
+        parts = [_between(column, batch.pooled[group]), (column > first) & (column < lengths[:, None])] if pool else []
+        read = np.logical_or.reduce([predicts, *parts])
+        hidden = _states(backbone, embeddings, read)
         tokens = _on(backbone, np.concatenate([np.asarray(targets[prompt], dtype=np.int64) for prompt in group]))
-        prompts = _on(backbone, np.repeat(group, counts[group]))
-        losses = losses.index_add(0, prompts, -_log_probabilities(backbone, hidden[read], tokens[:, None])[:, 0])
-    return losses, _on(backbone, counts)
+        found = -_log_probabilities(backbone, hidden[_on(backbone, predicts)], tokens[:, None])[:, 0]
+        rows = _on(backbone, np.repeat(np.arange(len(group)), counts[group]))
+        losses = torch.zeros(len(group), device=backbone.device).index_add(0, rows, found)
+        return losses, *(_mean(backbone, hidden, part) for part in parts)
+
+    found = _by_groups(backbone, batch.lengths + counts - 1, of, vectors, micro_batch_tokens, call_cost, recompute)
+    losses, *pooled = found or [torch.zeros(0, device=backbone.device)]
+    return TitleFeatures(losses, _on(backbone, counts), *(pooled or (losses[:0], losses[:0])))
+
+
+def pooled_states(
+    backbone: Backbone,
+    batch: PromptBatch,
+    vectors: Tensor,
+    micro_batch_tokens: int,
+    call_cost: int,
+    recompute: bool = False,
+) -> Tensor:
+    """Mean last hidden state over each prompt's pooled part.
+
+    Args:
+        batch: N prompts with a part to pool (``PromptBatch.pooled``).
+
+    The other arguments are those of :func:`title_loss`.
+
+    Returns:
+        float32 ``[N, hidden_size]``, differentiable in ``vectors`` and in the LLM's weights where they are trained.
+    """
+    vectors = _checked(backbone, batch, vectors, np.zeros(len(batch), dtype=np.int64))
+
+    def of(group: np.ndarray, vectors: Tensor) -> tuple[Tensor]:
+        embeddings, _ = _embed(backbone, batch, group, vectors)
+        read = _between(np.arange(embeddings.shape[1]), batch.pooled[group])
+        return (_mean(backbone, _states(backbone, embeddings, read), read),)
+
+    return _by_groups(backbone, batch.lengths, of, vectors, micro_batch_tokens, call_cost, recompute)[0]
+
+
+def _by_groups(
+    backbone: Backbone,
+    lengths: np.ndarray,
+    of: Callable[[np.ndarray, Tensor], tuple[Tensor, ...]],
+    vectors: Tensor,
+    micro_batch_tokens: int,
+    call_cost: int,
+    recompute: bool,
+) -> list[Tensor]:
+    """Call ``of(group, vectors)`` on each micro-batch of prompts, and put what it returns row by row in their order."""
+    groups = cut_into_micro_batches(lengths, micro_batch_tokens, call_cost)
+    if recompute and torch.is_grad_enabled():
+        options = {"use_reentrant": False, "preserve_rng_state": not backbone.frozen}
+        found = [checkpoint(of, group, vectors, **options) for group in groups]
+    else:
+        found = [of(group, vectors) for group in groups]
+    if not groups:
+        return []
+    order = _on(backbone, np.argsort(np.concatenate(groups), kind="stable"))
+    return [torch.cat(parts)[order] for parts in zip(*found, strict=True)]
+
+
+def _states(backbone: Backbone, embeddings: Tensor, read: np.ndarray) -> Tensor:
+    """Last hidden states of right-padded prompts at the positions ``read`` ``[B, W]``; elsewhere they mean nothing."""
+    positions = torch.arange(embeddings.shape[1], device=backbone.device)[None]
+    return backbone(embeddings, positions, read=_on(backbone, read))[0]
+
+
+def _between(column: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """Which of the columns lie in each row's span: boolean ``[B, W]`` of spans ``[B, 2]``."""
+    return (column >= spans[:, :1]) & (column < spans[:, 1:])
+
+
+def _mean(backbone: Backbone, hidden: Tensor, where: np.ndarray) -> Tensor:
+    """Mean over the positions ``where`` ``[B, W]`` of each row of ``hidden`` ``[B, W, hidden_size]``, in float32."""
+    share = _on(backbone, (where / where.sum(axis=1, keepdims=True)).astype(np.float32))
+    return torch.einsum("bw,bwh->bh", share, hidden.float())
 
 
 # ---- Decoding

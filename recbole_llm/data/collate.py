@@ -9,6 +9,7 @@ import numpy as np
 SLOT_TOKEN = -1  # stands where an item's vector goes in
 OUT_TOKEN = -2  # stands where a learned out-token vector goes in and the hidden state is read out
 USER_TOKEN = -3  # stands where the vector of the prompt's user goes in
+MARKER_TOKEN = -4  # stands where the learned vector goes in that says what follows: RSLLM's [DSR]
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class PromptBatch:
         slot_items: item id of each slot in order of position, int64 ``[S]``.
         vector_items: distinct items among ``slot_items``, int64 ``[V]``: row v of the encoder's vectors is item v's.
         vector_index: int64 ``[T]``: row of the vectors for a slot or out token, -1 elsewhere. Out token k of a prompt
-            takes row V + k, the user's slot of prompt n row V + out_tokens + n.
+            takes row V + k, the marker the next one, the user's slot of prompt n the n-th of those that then follow.
         out_positions: flat positions of the out tokens int64 ``[N, out_tokens]``. Where prompts differ in their number of out
             tokens, ``[N, most of a prompt]``: one that has fewer repeats its last.
         header_length: leading tokens that all prompts have in common.
         parent: for a perturbed prompt the prompt whose beginning it shares, else -1; int64 ``[N]``.
         shared: how many leading tokens a perturbed prompt has in common with its parent, header included; int64 ``[N]``.
+        pooled: first token, and the one behind the last, of the part of each prompt whose hidden states are averaged where
+            that is wanted: the history, or the item; int64 ``[N, 2]``, within the prompt. None: prompts without such a part.
     """
 
     tokens: np.ndarray
@@ -43,6 +46,7 @@ class PromptBatch:
     header_length: int
     parent: np.ndarray
     shared: np.ndarray
+    pooled: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -54,6 +58,7 @@ class PromptBatch:
         header_length: int,
         parent: np.ndarray | None = None,
         shared: np.ndarray | None = None,
+        pooled: np.ndarray | None = None,
         reads: np.ndarray | None = None,
     ) -> PromptBatch:
         """Locate slots and out tokens in ``tokens`` and build the batch.
@@ -72,8 +77,11 @@ class PromptBatch:
             column = np.minimum(np.arange(reads.max(initial=1)), reads[:, None] - 1)
             out_positions = out_positions[(np.cumsum(reads) - reads)[:, None] + column]
         vector_index[out_positions] = len(vector_items) + np.arange(out_tokens)
+        markers = tokens == MARKER_TOKEN
+        vector_index[markers] = len(vector_items) + out_tokens
         users = np.flatnonzero(tokens == USER_TOKEN)
-        vector_index[users] = len(vector_items) + out_tokens + np.searchsorted(offsets, users, side="right") - 1
+        first = len(vector_items) + out_tokens + int(markers.any())
+        vector_index[users] = first + np.searchsorted(offsets, users, side="right") - 1
         return cls(
             tokens=tokens,
             offsets=offsets,
@@ -84,6 +92,7 @@ class PromptBatch:
             header_length=header_length,
             parent=np.full(count, -1, dtype=np.int64) if parent is None else parent,
             shared=np.zeros(count, dtype=np.int64) if shared is None else shared,
+            pooled=pooled,
         )
 
     def __len__(self) -> int:

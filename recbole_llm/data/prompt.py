@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recbole_llm.data.collate import OUT_TOKEN, SLOT_TOKEN, USER_TOKEN, PromptBatch
+from recbole_llm.data.collate import MARKER_TOKEN, OUT_TOKEN, SLOT_TOKEN, USER_TOKEN, PromptBatch
 from recbole_llm.errors import UserError
 
 Encode = Callable[[list[str]], list[list[int]]]
@@ -103,6 +103,7 @@ class PromptSettings:
         item_vectors: whether an item's text is followed by its [SeqItemEmb] slot.
         user_vector: whether a user prompt begins with the slot of the user's representation (CoLLM, A-LLMRec).
         out_tokens: how many out tokens end a prompt (1 in LLM-SRec; 3, averaged, in its LoRA baselines).
+        marker: whether a learned vector stands before each slot (RSLLM's [DSR]).
     """
 
     sentence: str = "This user has made a series of purchases in the following order:"
@@ -113,6 +114,14 @@ class PromptSettings:
     item_vectors: bool = True
     user_vector: bool = False
     out_tokens: int = 1
+    marker: bool = False
+
+
+def slot_tokens(settings: PromptSettings | TitlePromptSettings) -> list[int]:
+    """What follows an item's text: its slot, behind a marker where there are markers; nothing in prompts of text alone."""
+    if not settings.item_vectors:
+        return []
+    return [MARKER_TOKEN, SLOT_TOKEN] if settings.marker else [SLOT_TOKEN]
 
 
 USER_SENTENCE = "This is user representation from recommendation models:"
@@ -148,7 +157,7 @@ class PromptBuilder:
         limit = settings.max_item_tokens
         self._title = self.table.append([ids[:limit] for ids in encode(list(item_texts))])
         self._prefix, self._slot, self._out = self.table.append(
-            [list(prefix_ids), [SLOT_TOKEN] if settings.item_vectors else [], [OUT_TOKEN] * settings.out_tokens]
+            [list(prefix_ids), slot_tokens(settings), [OUT_TOKEN] * settings.out_tokens]
         )
         vector_words = "item title and item embedding are" if settings.item_vectors else "item title is"
         before_title = 'Time: ' if format_dates is not None else '"'
@@ -321,6 +330,7 @@ class TitlePromptSettings:
         item_vectors: whether a text is followed by its item's slot (LLaRA's hybrid prompt).
         user_vector: whether the prompt begins with the slot of the user's representation.
         context_length: the most tokens that the LLM can hold, prompt and answer together.
+        marker: whether a learned vector stands before each slot (RSLLM's [DSR]).
     """
 
     templates: Sequence[str]
@@ -330,6 +340,7 @@ class TitlePromptSettings:
     item_vectors: bool = True
     user_vector: bool = False
     context_length: int = 2048
+    marker: bool = False
 
 
 class TitlePrompts:
@@ -364,7 +375,7 @@ class TitlePrompts:
         if settings.user_vector:
             before += [*encode([USER_SENTENCE])[0], USER_TOKEN]
         self._prefix, self._slot, self._end = self.table.append(
-            [before, [SLOT_TOKEN] if settings.item_vectors else [], [end_id]]
+            [before, slot_tokens(settings), [end_id]]
         )
         self._open, self._close, self._joint, self._empty = self.table.texts([' "', '"', ",", ""])
         self._parts = []
@@ -427,18 +438,39 @@ class TitlePrompts:
         self._fill(pieces[:, 3 + most * width : -1].reshape(rows, listed, width), candidates, candidates > 0)
         tokens, starts = self.table.gather(pieces.ravel())
         slots = np.concatenate([items, candidates], axis=1)[np.concatenate([kept, candidates > 0], axis=1)]
+        offsets = starts[:: pieces.shape[1]]
         return PromptBatch.of(
             tokens=tokens,
-            offsets=starts[:: pieces.shape[1]],
+            offsets=offsets,
             slot_items=slots if self.settings.item_vectors else slots[:0],
             out_tokens=0,
             header_length=0,
+            # The history's pieces stand behind the prefix and the template's opening.
+            pooled=starts[np.arange(0, pieces.size, pieces.shape[1])[:, None] + [2, 2 + most * width]] - offsets[:-1, None],
         )
+
+    def item_prompts(self, items: np.ndarray) -> PromptBatch:
+        """Each item alone, as it stands in a history. ``items``: internal ids int64 ``[N]``."""
+        pieces = np.stack([np.full(len(items), self._prefix), *self._entry(items)], axis=1)
+        tokens, starts = self.table.gather(pieces.ravel())
+        offsets = starts[:: pieces.shape[1]]
+        return PromptBatch.of(
+            tokens=tokens,
+            offsets=offsets,
+            slot_items=items if self.settings.item_vectors else items[:0],
+            out_tokens=0,
+            header_length=0,
+            pooled=np.stack([starts[1 :: pieces.shape[1]] - offsets[:-1], np.diff(offsets)], axis=1),
+        )
+
+    def _entry(self, items: np.ndarray) -> list[np.ndarray]:
+        """The pieces of an item: opening quotation mark, text, closing one, slot; each of the shape of ``items``."""
+        return [np.broadcast_to(piece, items.shape) for piece in (self._open, self._title[items], self._close, self._slot)]
 
     def _fill(self, entries: np.ndarray, items: np.ndarray, inside: np.ndarray) -> None:
         """Write items into ``entries``, a view ``[rows, items, 5]`` of the pieces."""
         last = inside.shape[1] - 1 - inside[:, ::-1].argmax(axis=1)
         joined = inside & (np.arange(inside.shape[1]) < last[:, None])
-        shown = [(self._open, inside), (self._title[items], inside), (self._close, inside), (self._slot, inside)]
-        for place, (piece, where) in enumerate([*shown, (self._joint, joined)]):
-            entries[:, :, place] = np.where(where, piece, self._empty)
+        for place, piece in enumerate(self._entry(items)):
+            entries[:, :, place] = np.where(inside, piece, self._empty)
+        entries[:, :, -1] = np.where(joined, self._joint, self._empty)

@@ -21,7 +21,7 @@ from recbole_llm.loss.retrieval import retrieval_loss
 from recbole_llm.model.backbone_recommender import BackboneRecommender
 from recbole_llm.model.heads import projection
 from recbole_llm.model.item_table import ItemTable
-from recbole_llm.model.title_generation import TitleGenerator
+from recbole_llm.model.title_generation import TitleGenerator, VectorsOf
 
 
 class LLMRecommender(BackboneRecommender):
@@ -39,11 +39,13 @@ class LLMRecommender(BackboneRecommender):
     Attributes:
         has_item_vectors: whether prompts hold the teacher's item vectors; without them there is no teacher.
         has_user_vector: whether user prompts begin with the teacher's user representation.
+        has_marker: whether a learned vector stands before each item vector (RSLLM's [DSR]).
     """
 
     loss_names: tuple[str, ...] = ("retrieval",)
     has_item_vectors = True
     has_user_vector = False
+    has_marker = False
 
     def __init__(self, config: Config, dataset: TextSequentialDataset) -> None:
         super().__init__(config, dataset)
@@ -54,14 +56,19 @@ class LLMRecommender(BackboneRecommender):
             self.item_projection = self._item_projection(config)  # f_I
         if self.has_user_vector:
             self.user_projection = self._user_projection(config)
+        if self.has_marker:
+            self.marker = self._token_vectors(1)
         if self.recommend_by == "retrieval":
             self._prepare_retrieval(config, dataset)
         else:
             self._prepare_generation(config, dataset)
 
     def _prepare_before_backbone(self, config: Config, dataset: TextSequentialDataset) -> None:
-        if self.has_item_vectors:
+        if self._needs_teacher(config):
             self.teacher, self.teacher_run = obtain_teacher(config, dataset.splits)
+
+    def _needs_teacher(self, config: Config) -> bool:
+        return self.has_item_vectors
 
     def _item_projection(self, config: Config) -> nn.Module:
         """f_I: the teacher's item vectors into the LLM's input space."""
@@ -79,8 +86,8 @@ class LLMRecommender(BackboneRecommender):
         size, hidden = config["representation_size"], config["head_hidden_size"]
         self.item_head = projection(backbone.hidden_size, hidden, size)  # f_item
         self.user_head = projection(backbone.hidden_size, hidden, size)  # f_user
-        self.user_out = self._out_tokens(config["out_tokens"])  # [UserOut]
-        self.item_out = self._out_tokens(config["out_tokens"])  # [ItemOut]
+        self.user_out = self._token_vectors(config["out_tokens"])  # [UserOut]
+        self.item_out = self._token_vectors(config["out_tokens"])  # [ItemOut]
         self._table: ItemTable | None = None
 
     def _prompt_builder(
@@ -99,6 +106,7 @@ class LLMRecommender(BackboneRecommender):
                 item_vectors=item_vectors,
                 user_vector=user_vector,
                 out_tokens=config["out_tokens"],
+                marker=self.has_marker,
             ),
             format_dates=dataset.item_dates if dataset.has_dates else None,
             prefix_ids=backbone.prefix_ids,
@@ -136,6 +144,7 @@ class LLMRecommender(BackboneRecommender):
                     item_vectors=item_vectors,
                     user_vector=user_vector,
                     context_length=backbone.context_length,
+                    marker=self.has_marker,
                 ),
                 prefix_ids=backbone.prefix_ids,
                 end_id=end,
@@ -159,7 +168,7 @@ class LLMRecommender(BackboneRecommender):
         self.has_item_vectors, self.has_user_vector = items, user
         if self.recommend_by == "retrieval":
             self.prompts = self._prompt_builder(self._config, self._dataset, items, user)
-            self._table = None
+            self.forget_items()
         else:
             self.titles.prompts = self._title_prompts(items, user)
 
@@ -169,6 +178,10 @@ class LLMRecommender(BackboneRecommender):
         if self._table is None:
             self._table = ItemTable(self.represent_items, self.trained_parameters().values(), self.n_items)
         return self._table
+
+    def forget_items(self) -> None:
+        """Have the items' representations computed anew: their prompts changed."""
+        self._table = None
 
     def enter_stage(self, number: int, vectors: bool) -> None:
         """Get ready for stage ``number`` of a training in stages, on prompts with or without the teacher's vectors."""
@@ -199,9 +212,10 @@ class LLMRecommender(BackboneRecommender):
         return self.user_projection(self.teacher.represent(interaction)) if self.has_user_vector else None
 
     def vectors(self, batch: PromptBatch, out: Tensor | None = None, users: Tensor | None = None) -> Tensor:
-        """What goes into a batch: the items' inputs, then the out tokens, then the users' inputs."""
+        """What goes into a batch: the items' inputs, then the out tokens, the marker and the users' inputs."""
         items = self.item_inputs(torch.from_numpy(batch.vector_items).to(self.backbone.device))
-        return torch.cat([items, *(vectors for vectors in (out, users) if vectors is not None)])
+        marker = self.marker if self.has_marker and self.has_item_vectors else None
+        return torch.cat([items, *(vectors for vectors in (out, marker, users) if vectors is not None)])
 
     def represent_items(self, items: np.ndarray) -> Tensor:
         """f_item(h_I) of internal item ids int64 ``[n]``: float32 ``[n, d']``."""
@@ -251,24 +265,30 @@ class LLMRecommender(BackboneRecommender):
             candidates[row, 1:] = chosen
         return candidates
 
-    def score_candidates(self, users: Tensor, candidates: np.ndarray) -> Tensor:
-        """s(u, i) with gradient for each user's candidates int64 ``[B, C]``: ``[B, C]``. Each distinct item is encoded once."""
+    def represent_candidates(self, candidates: np.ndarray) -> Tensor:
+        """f_item(h_I) of candidates int64 ``[B, C]``: float32 ``[B, C, d']``. Each distinct item is encoded once."""
         items, position = np.unique(candidates, return_inverse=True)
         representations = self.represent_items(items)
-        position = torch.from_numpy(position.reshape(candidates.shape)).to(users.device)
-        return torch.einsum("bd,bcd->bc", users, representations[position])
+        return representations[torch.from_numpy(position.reshape(candidates.shape)).to(representations.device)]
+
+    def score_candidates(self, users: Tensor, candidates: np.ndarray) -> Tensor:
+        """s(u, i) with gradient for each user's candidates int64 ``[B, C]``: ``[B, C]``."""
+        return torch.einsum("bd,bcd->bc", users, self.represent_candidates(candidates))
 
     def retrieval_loss(self, interaction: Interaction) -> Tensor:
         """L_retrieval of a batch: the target against its negatives."""
         users = self.represent_users(interaction)
         return retrieval_loss(self.score_candidates(users, self.training_candidates(interaction)))
 
-    def title_loss(self, interaction: Interaction) -> Tensor:
-        """Cross-entropy of the target's title, ``train_candidates`` of them listed in the prompt."""
+    def title_questions(self, interaction: Interaction) -> tuple[np.ndarray, np.ndarray, np.ndarray, VectorsOf]:
+        """Histories, lengths and ``train_candidates`` candidates of each row, and what goes into the prompts' slots."""
         candidates = self.training_candidates(interaction, self.train_candidates - 1)
-        history, lengths = self.history_items(interaction)
         users = self.user_inputs(interaction)
-        return self.titles.loss(history, lengths, candidates, lambda batch: self.vectors(batch, None, users), self.rng)
+        return *self.history_items(interaction), candidates, lambda batch: self.vectors(batch, None, users)
+
+    def title_loss(self, interaction: Interaction) -> Tensor:
+        """Cross-entropy of the target's title, the candidates listed in the prompt."""
+        return self.titles.loss(*self.title_questions(interaction), self.rng)
 
     def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
         """The weighted parts of the loss, scalars, named by ``loss_names``; their sum is minimised.

@@ -78,8 +78,8 @@ class BackboneRecommender(SequentialRecommender):
         """The LLM."""
         return self.encoder.backbone
 
-    def _out_tokens(self, count: int) -> nn.Parameter:
-        """Out-token vectors ``[count, input size]``, drawn with the mean and spread of the LLM's input embeddings."""
+    def _token_vectors(self, count: int) -> nn.Parameter:
+        """Vectors of new tokens ``[count, input size]``, drawn with the mean and spread of the LLM's input embeddings."""
         embedding = self.backbone.embedding
         with torch.no_grad():  # called, not read: Gemma's scales its weight
             drawn = embedding(torch.arange(len(embedding.weight), device=embedding.weight.device)).float()

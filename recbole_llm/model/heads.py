@@ -28,3 +28,12 @@ def projection(input_size: int, hidden_size: int, output_size: int, activation: 
             nn.init.xavier_normal_(layer.weight)
             nn.init.zeros_(layer.bias)
     return network
+
+
+def perceptron(input_size: int, hidden_size: int, output_size: int) -> nn.Sequential:
+    """Build Linear, GELU, Linear: the projector of item vectors into the LLM in LLaRA's public code, and in RSLLM.
+
+    Args:
+        input_size, hidden_size, output_size: widths.
+    """
+    return nn.Sequential(nn.Linear(input_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, output_size))

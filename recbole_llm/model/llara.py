@@ -18,6 +18,7 @@ from recbole_llm.backbone.llm import encode_text
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
 from recbole_llm.model.abstract_recommender import LLMRecommender
+from recbole_llm.model.heads import perceptron
 
 
 class LLaRA(LLMRecommender):
@@ -42,8 +43,7 @@ class LLaRA(LLMRecommender):
     def _item_projection(self, config: Config) -> nn.Module:
         """The projector: two linear layers with GELU between them, without normalisation."""
         width = self.backbone.input_size
-        hidden = config["item_projection_hidden_size"] or width
-        return nn.Sequential(nn.Linear(self.teacher.size, hidden), nn.GELU(), nn.Linear(hidden, width))
+        return perceptron(self.teacher.size, config["item_projection_hidden_size"] or width, width)
 
     def item_inputs(self, items: Tensor) -> Tensor:
         if self.hybrid:

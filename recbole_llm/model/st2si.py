@@ -58,7 +58,7 @@ class ST2SI(BackboneRecommender):
         backbone, self.tuning = self.backbone, config["tuning"]
         if shared is not None:
             self.foundation = shared.foundation
-        self.query = self._out_tokens(1) if shared is None else shared.query
+        self.query = self._token_vectors(1) if shared is None else shared.query
         self.head = nn.Linear(backbone.hidden_size, self.n_items - 1, bias=False)
         if self.foundation is not None and shared is None:
             self.foundation.load_into(backbone, self.query)

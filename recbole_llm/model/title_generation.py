@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from recbole_llm.backbone.encoder import EncoderCounts, EncoderSettings
-from recbole_llm.backbone.generation import TitleTrie, greedy, score_titles, title_loss
+from recbole_llm.backbone.generation import (
+    TitleFeatures,
+    TitleTrie,
+    greedy,
+    pooled_states,
+    score_titles,
+    title_features,
+    title_loss,
+)
 from recbole_llm.backbone.llm import Backbone
 from recbole_llm.data.collate import PromptBatch
 from recbole_llm.data.prompt import TitlePrompts
@@ -59,6 +67,7 @@ class TitleGenerator:
     ) -> None:
         self.backbone, self.prompts, self.decode, self.seed, self.counts = backbone, prompts, decode, seed, counts
         self.cost = {"micro_batch_tokens": settings.micro_batch_tokens, "call_cost": settings.call_cost}
+        self.train_cost = {**self.cost, "recompute": settings.recompute}
         self.reset()
 
     def reset(self) -> None:
@@ -85,14 +94,42 @@ class TitleGenerator:
         Returns:
             a scalar.
         """
+        batch, answers = self._lessons(history, lengths, candidates, rng)
+        losses, counts = title_loss(self.backbone, batch, vectors_of(batch), answers, **self.train_cost)
+        return losses.sum() / counts.sum()
+
+    def features(
+        self,
+        history: np.ndarray,
+        lengths: np.ndarray,
+        candidates: np.ndarray,
+        vectors_of: VectorsOf,
+        rng: np.random.Generator,
+    ) -> TitleFeatures:
+        """As :meth:`loss`, row by row, with the mean hidden states of each history and of the title behind it."""
+        batch, answers = self._lessons(history, lengths, candidates, rng)
+        return title_features(self.backbone, batch, vectors_of(batch), answers, **self.train_cost)
+
+    def item_features(self, items: np.ndarray, vectors_of: VectorsOf) -> Tensor:
+        """Mean hidden state of each item alone, float32 ``[N, hidden_size]``. ``items``: internal ids int64 ``[N]``."""
+        batch = self.prompts.item_prompts(items)
+        self._count(batch)
+        return pooled_states(self.backbone, batch, vectors_of(batch), **self.train_cost)
+
+    def _lessons(
+        self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray, rng: np.random.Generator
+    ) -> tuple[PromptBatch, list[list[int]]]:
+        """The prompts of a training step and the answers to them, see :meth:`loss`."""
         order = rng.permuted(np.tile(np.arange(candidates.shape[1]), (len(candidates), 1)), axis=1)
         template = rng.integers(len(self.prompts.settings.templates), size=len(candidates))
         batch = self.prompts.prompts(history, lengths, np.take_along_axis(candidates, order, axis=1), template)
         answers = self.prompts.answers(candidates[:, 0])
+        self._count(batch, sum(map(len, answers)))
+        return batch, answers
+
+    def _count(self, batch: PromptBatch, answer_tokens: int = 0) -> None:
         self.counts.prompts += len(batch)
-        self.counts.tokens += int(batch.lengths.sum()) + sum(map(len, answers))
-        losses, counts = title_loss(self.backbone, batch, vectors_of(batch), answers, **self.cost)
-        return losses.sum() / counts.sum()
+        self.counts.tokens += int(batch.lengths.sum()) + answer_tokens
 
     @torch.no_grad()
     def score(self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray, vectors_of: VectorsOf) -> Tensor:
@@ -103,8 +140,7 @@ class TitleGenerator:
             where the answer is no candidate's title.
         """
         batch = self._questions(history, lengths, candidates)
-        self.counts.prompts += len(batch)
-        self.counts.tokens += int(batch.lengths.sum())
+        self._count(batch)
         vectors = vectors_of(batch)
         distinct, place = np.unique(candidates, return_inverse=True)
         place = place.reshape(candidates.shape)

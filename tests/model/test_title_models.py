@@ -360,7 +360,7 @@ def test_an_interrupted_stage_goes_on_to_the_same_numbers(make_model, tmp_path, 
         (["text"], "stage 1 is 'text'"),
         ([{"name": "a", "trains": ["lora"]}], "stage 1 lacks vectors"),
         ([{"name": "a", "trains": ["lora"], "vectors": True, "epoch": 2}], "did you mean epochs"),
-        ([{"name": "a", "trains": ["llm"], "vectors": True}], "lora, mapping, heads"),
+        ([{"name": "a", "trains": ["llm"], "vectors": True}], "lora, tokens, mapping, heads"),
         ([{"name": "a", "trains": ["lora"], "vectors": "yes"}], "vectors 'yes'"),
         ([{"name": "a", "trains": ["lora"], "vectors": True, "learning_rate": "fast"}], "no number"),
         ([{"name": "a", "trains": ["lora"], "vectors": True, "epochs": 0}], "above 0"),
@@ -379,12 +379,12 @@ def test_mistakes_in_stages(stages, message):
 
 @pytest.mark.parametrize("form", ["retrieval", "generation"])
 def test_a_comparison_of_all_models_in_one_form(form, chain_data, sentence_encoder, capsys):
-    models = ["SASRec", "TALLRec", "LLaRA", "CoLLM", "ALLMRec"] + ["ZeroShot"] * (form == "generation")
+    models = ["SASRec", "TALLRec", "LLaRA", "CoLLM", "ALLMRec", "RSLLM"] + ["ZeroShot"] * (form == "generation")
     command = (
         f"run --model={','.join(models)} --dataset=chain --data_path={chain_data} --recommend_by={form} "
         "--backbone=tiny --backbone_dtype=float32 --head_hidden_size=16 --epochs=1 --eval_step=1 --SASRec.epochs=1 "
         "--SASRec.hidden_size=8 --SASRec.inner_size=16 --show_progress=False --use_gpu=False --train_candidates=5 "
-        f"--valid_users=10 --results_file=out.json --alignment_epochs=1 --eval_args={{'mode':'uni9'}}"
+        f"--valid_users=10 --results_file=out.json --alignment_epochs=1 --train_targets=last --eval_args={{'mode':'uni9'}}"
     )
     assert cli.main(command.split() + (["--ZeroShot.tuning=frozen"] if form == "generation" else [])) == 0
     out = capsys.readouterr().out
@@ -392,6 +392,7 @@ def test_a_comparison_of_all_models_in_one_form(form, chain_data, sentence_encod
     assert [row["model"] for row in rows] == models and not [row for row in rows if "error" in row]
     assert ("hit@1" in out and "validratio" in out) is (form == "generation") is not ("ndcg@10" in out)
     if form == "generation":
-        assert [("validratio" in row["metrics"]) for row in rows] == [False] + [True] * 5
+        assert [("validratio" in row["metrics"]) for row in rows] == [False] + [True] * 6
         assert rows[-1]["trained_parameters"] == 0
-    assert {path.parent.name.split("-")[0] for path in Path("saved").glob("*/adapter")} == {"TALLRec", "LLaRA", "CoLLM"}
+    adapters = {path.parent.name.split("-")[0] for path in Path("saved").glob("*/adapter")}
+    assert adapters == {"TALLRec", "LLaRA", "CoLLM", "RSLLM"}
