@@ -97,7 +97,8 @@ def obtain_foundation(config: Config) -> Foundation | None:
         return None
     datasets = [TextSequentialDataset(source).build()[0] for source in configs]
     settings = [settings_of(source, "pre-training") for source in configs]
-    identity = [settings, [_identity(dataset) for dataset in datasets], fetch_backbone(config), config["backbone_layers"]]
+    llm = [fetch_backbone(config), config["backbone_layers"], config["backbone_dtype"]]
+    identity = [settings, [_identity(dataset) for dataset in datasets], llm]
     digest = hashlib.sha256(json.dumps(identity, default=str, sort_keys=True).encode()).hexdigest()[:10]
     names = "+".join(config["pretrain_datasets"])
     folder = Path(config["checkpoint_dir"]) / f"{config['model']}-{names}-seed{config['seed']}-{digest}"

@@ -401,6 +401,8 @@ def test_beside_a_stock_model_under_full_ranking(chain_data, capsys):
     assert rows["ST2SI"]["metrics"].keys() == {"ndcg@10", "recall@10", "mrr@10", "ilp_accuracy@1", "ilp_accuracy@5"}
     assert Path("u.tsv").read_text().startswith("model\tseed\tuser\trank\tndcg@10\trecall@10\tmrr@10\n")
     assert "ilp_accuracy@1" in capsys.readouterr().out
+    among_20 = run(chain_data, "--model=ST2SI", "--epochs=1", "--protocol=generation", "--id_alignment=False")
+    assert among_20["ST2SI"]["metrics"].keys() == {"hit@1"}
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
