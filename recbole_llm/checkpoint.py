@@ -6,6 +6,7 @@
         recbole_llm.json       what it is: model, dataset, data fingerprint, backbone, settings, results
         model.safetensors      trained parameters only, float32
         adapter/               LoRA matrices once more, as PEFT writes them (only where the LLM was tuned by LoRA)
+        merged/                the LLM with them merged, as a Hugging Face folder (only under merge_adapter)
         resume/                state of an unfinished training (removed when it ends)
             state.json         position, best score, random states
             state.safetensors  weights and optimizer state
@@ -29,6 +30,7 @@ from recbole_llm.errors import UserError
 
 RECORD = "recbole_llm.json"
 WEIGHTS = "model.safetensors"
+MERGED = "merged"
 FORMAT = 1
 
 

@@ -180,6 +180,7 @@ def validate(config: Any) -> None:
     _check_nested(config, settings)
     _check_columns(config, settings)
     _check_evaluation(config, settings)
+    _check_labels(config, settings)
     _check_training(config, settings, model, model_class)
     _check_teacher(config, settings)
 
@@ -325,7 +326,7 @@ def _check_evaluation(config: Any, settings: Mapping) -> None:
     if not names:
         raise UserError(f"metrics must name at least one metric ({_origin(config, 'metrics')}).")
     values = [name for name in names if metric_types[name.lower()] == EvaluatorType.VALUE]
-    if values and (len(values) < len(names) or _ours(config)):
+    if values and (len(values) < len(names) or (_ours(config) and settings.get("recommend_by") != "yes_no")):
         raise UserError(
             f"metrics: {values[0]} judges predicted ratings and cannot be used with ranking metrics or by {model} "
             f"({_origin(config, 'metrics')})."
@@ -371,6 +372,40 @@ def _check_evaluation(config: Any, settings: Mapping) -> None:
         )
 
 
+def _check_labels(config: Any, settings: Mapping) -> None:
+    """Check that answers of yes and no are judged by labels, and that there are ratings to make them of."""
+    mode = settings["eval_args"].get("mode")
+    labeled = set(mode.values() if isinstance(mode, dict) else [mode]) == {"labeled"}
+    if _ours(config) and settings.get("recommend_by") == "yes_no" and not labeled:
+        raise UserError(
+            f"recommend_by: yes_no judges each user's own item and ranks nothing: set protocol: yes_no "
+            f"({_origin(config, 'recommend_by')})."
+        )
+    if not labeled:
+        return
+    if settings.get("like_threshold") is None:
+        raise UserError(
+            f"eval_args: mode labeled needs protocol: yes_no, which makes labels of ratings ({_origin(config, 'eval_args')})."
+        )
+    if not _ours(config) and not _isolated(config) and not settings.get("threshold"):
+        raise UserError(
+            f"protocol: yes_no: RecBole's own runner makes labels for {config.model} by its key threshold; compare by "
+            f"run_recbole_llm.py, or set threshold ({_origin(config, 'protocol')})."
+        )
+    rating = settings["RATING_FIELD"]
+    if settings.get("normalize_all") or rating in (settings.get("normalize_field") or []):
+        key = "normalize_all" if settings.get("normalize_all") else "normalize_field"
+        raise UserError(
+            f"{key} would rescale '{rating}' to [0, 1], which like_threshold is compared with; name other fields in "
+            f"normalize_field ({_origin(config, key)})."
+        )
+    if not _ours(config) and settings["valid_metric"].lower() != "auc":
+        raise UserError(
+            f"valid_metric {settings['valid_metric']} judges probabilities, and the scores of {config.model} are none; take "
+            f"AUC ({_origin(config, 'valid_metric')})."
+        )
+
+
 def _ours(config: Any) -> bool:
     from recbole_llm.registry import is_ours
 
@@ -378,8 +413,14 @@ def _ours(config: Any) -> bool:
 
 
 def _check_training(config: Any, settings: Mapping, model: str, model_class: type) -> None:
-    """Check the training negatives against the loss."""
+    """Check the training negatives against the loss, and the warm-up."""
     from recbole.utils import InputType
+
+    if _ours(config) and settings["warmup_steps"] > 1 and settings["warmup_steps"] != int(settings["warmup_steps"]):
+        raise UserError(
+            f"warmup_steps must be a whole number of steps, or below 1 their share of all steps, not "
+            f"{settings['warmup_steps']} ({_origin(config, 'warmup_steps')})."
+        )
 
     arguments, where = settings.get("train_neg_sample_args"), _origin(config, "train_neg_sample_args")
     none = arguments in (None, "None") or arguments.get("distribution") in (None, "None", "none")

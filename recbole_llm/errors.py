@@ -19,3 +19,10 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     by_lower_case = {entry.lower(): entry for entry in known}
     matches = difflib.get_close_matches(str(name).lower(), list(by_lower_case), n=1, cutoff=0.6)
     return by_lower_case[matches[0]] if matches else None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, cut to one line without its full stop, to stand inside a sentence."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.evaluator.register import metrics_dict, smaller_metrics
+from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 ScoreRows = Callable[[Interaction, "Tensor | None"], Tensor]
 RankTargets = Callable[[Interaction, Tensor], tuple[Tensor, Tensor]]
+PredictRows = Callable[[Interaction], Tensor]
 
 CANDIDATE_SAMPLINGS = ("non_interacted", "recbole")
 
@@ -445,7 +448,8 @@ def rank_of_target(
     """Rank the target among its candidates, from 1 = best.
 
     The rank is 1 + the number of candidates with a strictly higher score + a uniformly random share of those with the
-    same score. A row that holds a NaN ranks last.
+    same score. A row that holds a NaN ranks last, with a warning; one of -inf throughout ranks last too: an LLM that was asked
+    for a candidate named none.
 
     Args:
         scores: ``[rows, C]``, column 0 = the target.
@@ -465,6 +469,8 @@ def rank_of_target(
     equal = ((scores == target) & counted)[:, 1:].sum(dim=1)
     invalid = torch.isnan(scores).any(dim=1)
     last = counted[:, 1:].sum(dim=1) + 1
+    unanswered = torch.isneginf(scores).all(dim=1)
+    better, equal = better.where(~unanswered, last - 1), equal.where(~unanswered, 0)
     return _break_ties(better, equal, invalid, last, seed, positions)
 
 
@@ -643,20 +649,126 @@ class RankingResult:
     seconds: float
 
 
+@dataclass(frozen=True)
+class LabelResult:
+    """What an evaluation of predicted labels found.
+
+    Attributes:
+        user_ids: ``[n]`` the users' own ids (external tokens).
+        rows: ``[n]`` int64 row of the split.
+        labels: ``[n]`` int64, 1 where the user liked the row's item.
+        values: ``[n]`` float64, what the model predicted: higher means likelier to be liked.
+        metrics: by RecBole's names.
+        seconds: wall time.
+    """
+
+    user_ids: np.ndarray
+    rows: np.ndarray
+    labels: np.ndarray
+    values: np.ndarray
+    metrics: dict[str, float]
+    seconds: float
+
+
+def _mode(config: Any, phase: str) -> str:
+    mode = config["eval_args"]["mode"]
+    return str(mode[phase] if isinstance(mode, Mapping) else mode)
+
+
 def evaluation_mode(config: Any, phase: str) -> tuple[str, int] | None:
     """Return how candidates are sampled (``("uniform", 99)`` for ``uni99``), or None for ``full``.
 
     Raises:
         UserError: RecBole's other modes.
     """
-    mode = config["eval_args"]["mode"]
-    mode = str(mode[phase] if isinstance(mode, Mapping) else mode)
+    mode = _mode(config, phase)
     if mode == "full":
         return None
     match = re.fullmatch(r"(uni|pop)([1-9][0-9]*)", mode)
     if match is None:
         raise UserError(f"eval_args: mode '{mode}' ({phase}) is not supported; use uniN, for example uni99, or full.")
     return {"uni": "uniform", "pop": "popularity"}[match[1]], int(match[2])
+
+
+def evaluate(
+    score_rows: ScoreRows,
+    predict_rows: PredictRows,
+    split: Any,
+    config: Any,
+    phase: str,
+    rows: np.ndarray | None = None,
+    *,
+    probabilities: bool = False,
+    progress: bool = False,
+    eval_batch_rows: int = 256,
+    pool: int | None = None,
+    rank_targets: RankTargets | None = None,
+) -> RankingResult | LabelResult:
+    """Judge a model as ``eval_args: mode`` says: :func:`evaluate_labels` where it is ``labeled``, else
+    :func:`evaluate_ranking`; the arguments are theirs."""
+    options = {"progress": progress, "eval_batch_rows": eval_batch_rows}
+    if _mode(config, phase) == "labeled":
+        return evaluate_labels(predict_rows, split, config, phase, rows, probabilities=probabilities, **options)
+    return evaluate_ranking(score_rows, split, config, phase, rows, pool=pool, rank_targets=rank_targets, **options)
+
+
+def evaluate_labels(
+    predict_rows: PredictRows,
+    split: Any,
+    config: Any,
+    phase: str,
+    rows: np.ndarray | None = None,
+    *,
+    probabilities: bool = False,
+    progress: bool = False,
+    eval_batch_rows: int = 256,
+) -> LabelResult:
+    """Compare what a model predicts of each row's own item with the user's rating of it (TALLRec's protocol).
+
+    Args:
+        predict_rows: called with an Interaction of B rows, the item among the fields and its rating not, and returns
+            ``[B]`` values; RecBole's ``predict``.
+        split: the validation or test split, with ratings.
+        config: ``metrics`` (RecBole's value metrics), ``like_threshold`` and ``RATING_FIELD`` are read.
+        phase: ``valid`` or ``test``, for messages.
+        rows: ``[n]`` rows to evaluate, from :func:`sample_rows`; None for all.
+        probabilities: whether the values are probabilities. Where they are not, the AUC, which asks for an order
+            alone, is measured, and the other metrics are left out.
+        progress: show a progress bar.
+        eval_batch_rows: rows per call of ``predict_rows``; a matter of memory and speed only.
+
+    Raises:
+        UserError: all rows have the same label, or a value is NaN.
+    """
+    started = time.perf_counter()
+    rows = np.arange(len(split.inter_feat)) if rows is None else np.asarray(rows, dtype=np.int64)
+    rating = config["RATING_FIELD"]
+    labels = (split.inter_feat[rating].numpy()[rows] > config["like_threshold"]).astype(np.int64)
+    if len(np.unique(labels)) < 2:
+        raise UserError(
+            f"like_threshold: of the {len(rows)} {phase} items {labels.sum()} are rated above {config['like_threshold']}, "
+            f"and the AUC needs both kinds; choose another threshold, or more valid_users."
+        )
+    values = []
+    with torch.no_grad(), tqdm(total=len(rows), desc=f"Evaluate ({phase})", unit="row", ncols=100, disable=not progress) as bar:
+        for start in range(0, len(rows), eval_batch_rows):
+            batch = split.inter_feat[rows[start : start + eval_batch_rows]]
+            batch = split.join(Interaction({field: batch[field] for field in batch.columns if field != rating}))
+            values.append(predict_rows(batch).cpu().double().numpy().reshape(-1))
+            bar.update(len(batch))
+    values = np.concatenate(values)
+    if np.isnan(values).any():
+        raise UserError(f"{np.isnan(values).sum()} of the {len(rows)} {phase} predictions are NaN: lower learning_rate.")
+    measured = [name for name in config["metrics"] if probabilities or name.lower() == "auc"]
+    users = split.inter_feat[split.uid_field].numpy()[rows]
+    return LabelResult(
+        user_ids=np.asarray(split.id2token(split.uid_field, users)),
+        rows=rows,
+        labels=labels,
+        values=values,
+        metrics={name.lower(): float(metrics_dict[name.lower()](config).metric_info(values, labels)) for name in measured},
+        seconds=time.perf_counter() - started,
+    )
 
 
 def evaluate_ranking(
@@ -782,6 +894,16 @@ def sample_rows(split: Any, valid_users: int | None, seed: int) -> np.ndarray:
     return np.flatnonzero(np.isin(users, chosen))
 
 
+def stock_predictions(model: Any) -> PredictRows:
+    """Make a function that predicts the item of each row by a RecBole model; ``model`` as in :func:`stock_scores`."""
+    scores = stock_scores(model)
+
+    def predict(interaction: Interaction) -> Tensor:
+        return scores(interaction, interaction[model.ITEM_ID][:, None])[:, 0]
+
+    return predict
+
+
 def stock_scores(model: Any, *, max_scores: int = 2**25, max_rows: int = 2**13) -> ScoreRows:
     """Make a scoring function of a RecBole model.
 
@@ -847,6 +969,7 @@ def stock_scores(model: Any, *, max_scores: int = 2**25, max_rows: int = 2**13) 
 # ---------------------------------------------------------------------------------------------------------------------
 
 _RESAMPLES = 10_000
+_NORMAL_95 = 1.959964  # the 97.5% point of the normal distribution
 _EXACT_UP_TO = 13  # 2**13 sign patterns are fewer than the resamples
 
 
@@ -890,6 +1013,45 @@ def paired_test(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, float]
         "p_value": p_value,
         "users": len(a),
     }
+
+
+def auc_test(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """Test whether model ``a`` differs from model ``b`` in the area under the ROC curve over the same rows.
+
+    DeLong, DeLong & Clarke-Pearson (Biometrics 1988): the area is the mean, over the liked rows, of the share of others
+    below them (ties count half), and as well the mean, over the others, of the share of liked rows above them. The
+    variances of these shares' differences between the models, each divided by its number of rows, add up to that of the
+    difference of the areas.
+
+    Args:
+        labels: ``[rows]`` 1 or 0, at least two of each.
+        a, b: ``[seeds, rows]`` values of the same rows; areas are averaged over the seeds.
+
+    Returns:
+        as :func:`paired_test`; ``users`` counts the rows.
+    """
+    liked = np.asarray(labels) == 1
+    shares = _auc_shares(liked, a) - _auc_shares(liked, b)
+    difference = float(shares[liked].mean())
+    error = math.sqrt(sum(shares[group].var(ddof=1) / group.sum() for group in (liked, ~liked)))
+    return {
+        "difference": difference,
+        "low": difference - _NORMAL_95 * error,
+        "high": difference + _NORMAL_95 * error,
+        "p_value": math.erfc(abs(difference) / error / math.sqrt(2)) if error > 0 else float(difference == 0),
+        "users": len(liked),
+    }
+
+
+def _auc_shares(liked: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """For each liked row the share of the others below it, for each other row that of the liked above it: ``[rows]``,
+    the mean over the seeds of ``values`` ``[seeds, rows]``."""
+    values = np.asarray(values, dtype=np.float64)
+    among_all, shares = rankdata(values, axis=1), np.empty(values.shape)
+    for group in (liked, ~liked):
+        shares[:, group] = (among_all[:, group] - rankdata(values[:, group], axis=1)) / (~group).sum()
+    shares[:, ~liked] = 1 - shares[:, ~liked]
+    return shares.mean(axis=0)
 
 
 def _sign_flip_sums(differences: np.ndarray, seed: int) -> np.ndarray:

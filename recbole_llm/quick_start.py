@@ -29,12 +29,12 @@ from recbole_llm.backbone.llm import fetch_backbone
 from recbole_llm.config import load_yaml, make_config, settings_for
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError, closest
-from recbole_llm.evaluation import evaluate_ranking, stock_scores
-from recbole_llm.registry import MODELS, is_ours, properties_folder
+from recbole_llm.evaluation import RankingResult, evaluate, stock_predictions, stock_scores
+from recbole_llm.registry import MODELS, TEXT_ARGUMENTS, is_ours, properties_folder
 from recbole_llm.trainer import load_trained_weights
 
 # Settings beside RecBole's ``dataset_arguments`` that decide what a split dataset is.
-SPLIT_ARGUMENTS = ("data_path", "eval_args", "dataset")
+SPLIT_ARGUMENTS = ("data_path", "eval_args", "dataset", *TEXT_ARGUMENTS)
 
 
 class SharedData:
@@ -168,8 +168,8 @@ def configure(
 
 def default_protocol(ours: Sequence[str], settings: Mapping[str, Any]) -> str:
     """The protocol of a comparison that names none: that of the first of our models which has one of its own."""
-    if settings.get("recommend_by") == "generation":
-        return "generation"
+    if settings.get("recommend_by") in ("generation", "yes_no"):
+        return settings["recommend_by"]
     defaults = (load_yaml(properties_folder() / MODELS[name].properties).get("protocol") for name in ours)
     return next(filter(None, defaults), "retrieval")
 
@@ -259,8 +259,13 @@ class EvaluationRows:
 def stock_row(run: stock.StockRun, splits: Mapping[str, TextSequentialDataset]) -> dict[str, Any]:
     """The results row of a trained stock model."""
     run.model.eval()
-    ranking = evaluate_ranking(
-        stock_scores(run.model), splits["test"], run.config, "test", progress=run.config["show_progress"]
+    ranking = evaluate(
+        stock_scores(run.model),
+        stock_predictions(run.model),
+        splits["test"],
+        run.config,
+        "test",
+        progress=run.config["show_progress"],
     )
     getLogger().info(f"{run.config['model']} test result: {ranking.metrics}")
     return {
@@ -276,12 +281,13 @@ def stock_row(run: stock.StockRun, splits: Mapping[str, TextSequentialDataset]) 
 
 
 def _ranked(ranking, config: Config) -> dict[str, Any]:
+    names = ("ranks",) if isinstance(ranking, RankingResult) else ("labels", "values")
     return {
         "metrics": ranking.metrics,
-        "users": len(ranking.ranks),
+        "users": len(ranking.rows),
         "eval_seconds": ranking.seconds,
-        "ranks": ranking.ranks,
         "user_ids": ranking.user_ids,
+        **{name: getattr(ranking, name) for name in names},
         "valid_metric": config["valid_metric"],
     }
 

@@ -91,7 +91,7 @@ MODELS: dict[str, Entry] = {
 
 
 # Settings that decide, beside RecBole's ``dataset_arguments``, what a TextSequentialDataset is.
-TEXT_ARGUMENTS = ("item_text", "item_text_separator", "timestamp_format")
+TEXT_ARGUMENTS = ("item_text", "item_text_separator", "item_representation", "timestamp_format", "like_threshold")
 
 
 def is_ours(model_name: Any) -> bool:

@@ -6,7 +6,8 @@ A row is one model trained with one seed (or the failure to do so), a mapping wi
 * ``role``: ``model``, or ``teacher`` for a model that was trained only to teach another;
 * ``metrics`` (by RecBole's names), ``users`` (how many were evaluated), ``trained_parameters``, ``train_seconds``,
   ``eval_seconds``; ``valid_metric``, the one that models are chosen and compared by;
-* ``ranks`` and ``user_ids``: the rank of each target and its user, for the paired test; in no JSON;
+* ``ranks`` and ``user_ids``: the rank of each target and its user, for the paired test; in no JSON. Where labels are
+  judged, ``labels`` and ``values`` (what the model predicted of each user's item) in place of ``ranks``;
 * ``error``: where the run failed, one sentence, and then nothing of the above but model, dataset and seed.
 """
 
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.errors import UserError
-from recbole_llm.evaluation import holm, is_per_user, paired_test, per_user, split_metric
+from recbole_llm.evaluation import auc_test, holm, is_per_user, paired_test, per_user, split_metric
 
 Row = Mapping[str, Any]
 
@@ -75,7 +76,8 @@ def format_table(rows: Sequence[Row], valid_metric: str | None = None, width: in
 
     Several seeds give mean ± standard deviation over the seeds. The difference to the first model is taken in
     ``valid_metric`` over the same users (a user's value is first averaged over the seeds that both models have), with
-    the p value of :func:`~recbole_llm.evaluation.paired_test` after Holm's correction for the number of comparisons.
+    the p value of :func:`~recbole_llm.evaluation.paired_test`, or of :func:`~recbole_llm.evaluation.auc_test`, after Holm's
+    correction for the number of comparisons.
     That test takes the trained models as given: what other seeds would give shows in the standard deviation.
 
     Args:
@@ -205,10 +207,11 @@ def _difference_column(lines: Sequence[_Line], valid_metric: str | None, notes: 
             cells[label] = f"{_signed(test['difference'])} (no test)  "
     if adjusted:
         correction = f", corrected for {len(adjusted)} comparisons (Holm)" if len(adjusted) > 1 else ""
-        averaged = " A user's value is averaged over the seeds first." if len(_seeds_of(done)) > 1 else ""
+        name, value = ("DeLong's test", "The area") if metric == "auc" else ("a two-sided sign-flip test", "A user's value")
+        averaged = f" {value} is averaged over the seeds first." if len(_seeds_of(done)) > 1 else ""
         notes.append(
-            f"* p < .05. Differences in {metric} to {first.label} are paired by user; p is from a two-sided sign-flip "
-            f"test{correction}.{averaged} It speaks of other users, not of other training seeds."
+            f"* p < .05. Differences in {metric} to {first.label} are paired by user; p is from {name}"
+            f"{correction}.{averaged} It speaks of other users, not of other training seeds."
         )
         if any(test and test["seeds"] < len(_seeds_of(done)) for test in tests.values()):
             notes.append("Where a run failed, the difference is over the seeds that both models finished.")
@@ -225,7 +228,7 @@ def _seeds_of(lines: Iterable[_Line]) -> list[Any]:
 
 
 def _compared_metric(done: Sequence[_Line], valid_metric: str | None) -> str:
-    names = _metric_names(done)
+    names = [name for name in _metric_names(done) if all(name in row["metrics"] for line in done for row in line.runs)]
     wanted = valid_metric or next((row["valid_metric"] for row in done[0].runs if row.get("valid_metric")), names[0])
     return wanted.lower() if wanted.lower() in names else names[0]
 
@@ -235,11 +238,23 @@ def _compare(line: _Line, first: _Line, metric: str) -> dict[str, float] | None:
     seeds = [seed for seed in line.by_seed if seed in first.by_seed]
     if not seeds:
         return None
-    mine, theirs = (_user_values([other.by_seed[seed] for seed in seeds], metric) for other in (line, first))
+    runs = [[other.by_seed[seed] for seed in seeds] for other in (line, first)]
+    if metric == "auc" and _same_labels(runs[0] + runs[1]):
+        return {**auc_test(runs[0][0]["labels"], *([row["values"] for row in part] for part in runs)), "seeds": len(seeds)}
+    mine, theirs = (_user_values(part, metric) for part in runs)
     if mine is None or theirs is None or not np.array_equal(mine[0], theirs[0]):
-        means = [np.mean([other.by_seed[seed]["metrics"][metric] for seed in seeds]) for other in (line, first)]
+        means = [np.mean([row["metrics"][metric] for row in part]) for part in runs]
         return {"difference": float(means[0] - means[1]), "seeds": len(seeds)}
     return {**paired_test(mine[1], theirs[1]), "seeds": len(seeds)}
+
+
+def _same_labels(runs: Sequence[Row]) -> bool:
+    """Whether the runs judged the same users' labels, of which there are enough of both kinds to test."""
+    labels = [row.get("labels") for row in runs]
+    if labels[0] is None or np.bincount(labels[0], minlength=2).min() < 2:
+        return False
+    same_users = all(np.array_equal(row["user_ids"], runs[0]["user_ids"]) for row in runs)
+    return same_users and all(np.array_equal(other, labels[0]) for other in labels)
 
 
 def _user_values(runs: Sequence[Row], metric: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -383,16 +398,21 @@ def write_json(rows: Sequence[Row], file: str | Path) -> None:
 def write_per_user(rows: Sequence[Row], file: str | Path) -> None:
     """Write one line per model, seed and evaluated row: model, seed, user, rank and the value of each metric, by tabs.
 
-    Runs that failed have no lines.
+    Where labels are judged, a line has model, seed, user, label (1: liked) and the value that the model predicted. Runs
+    that failed have no lines.
 
     Raises:
         UserError: the file cannot be written. An older file of that name is then left whole.
     """
     done = [row for row in rows if not row.get("error") and row.get("ranks") is not None]
+    judged = [row for row in rows if not row.get("error") and row.get("labels") is not None]
     names = list(dict.fromkeys(name for row in done for name in row["metrics"] if is_per_user(name)))
     text = io.StringIO()
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
-    table.writerow(["model", "seed", "user", "rank", *names])
+    table.writerow(["model", "seed", "user", *(["label", "value"] if judged else ["rank", *names])])
+    for row in judged:
+        for user, label, value in zip(row["user_ids"], row["labels"], row["values"], strict=True):
+            table.writerow([label_of(row), row["seed"], user, label, f"{value:.9g}"])
     for row in done:
         ranks = np.asarray(row["ranks"])
         values = [per_user(ranks, *split_metric(name)).tolist() if name in row["metrics"] else None for name in names]

@@ -16,6 +16,8 @@ from recbole_llm.trainer import LLMTrainer
 class ST2SITrainer(LLMTrainer):
     """Adds the paper's learning rates, the order of the items of the ID alignment, and the accuracy of W after training."""
 
+    predicts_probabilities = False
+
     def __init__(self, config: Config, model: nn.Module) -> None:
         if config["learning_rate"] is None:  # appendix A.3
             head_alone = 3e-4 if model.foundation is None else 1e-4

@@ -105,6 +105,10 @@ class StagedTrainer(LLMTrainer):
         self.stages = stages_to_run(config)
         super().__init__(config, model)
 
+    @property
+    def is_last_stage(self) -> bool:
+        return self.model.stage == len(self.stages) - 1
+
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """Train all stages; arguments and result as RecBole's ``Trainer.fit``, the result being the last stage's."""
         folder, resumed, seconds = Path(self.saved_model_file), self.step > 0, 0.0

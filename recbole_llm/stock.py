@@ -39,8 +39,8 @@ IRRELEVANT_SETTINGS = frozenset(
     "gpu_id use_gpu worker state data_path checkpoint_dir show_progress save_dataset dataset_save_path save_dataloaders "
     "dataloaders_save_path log_wandb wandb_project device local_rank single_spec eval_batch_size loss_decimal_place "
     "metric_decimal_place train_targets results_file per_user_file resume model dataset config_files encoding teacher "
-    "teacher_training teacher_checkpoint teacher_settings prompt_sentence prompt_request item_text item_text_separator "
-    "timestamp_format valid_metric_bigger metrics topk".split()
+    "teacher_training teacher_checkpoint teacher_settings prompt_sentence prompt_request prompt_goal item_text "
+    "item_text_separator item_representation timestamp_format valid_metric_bigger metrics topk".split()
 )
 
 

@@ -7,7 +7,9 @@ therefore ends with the same numbers as one that was not.
 
 from __future__ import annotations
 
+import math
 import time
+from contextlib import nullcontext
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -21,23 +23,25 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from recbole_llm import checkpoint
-from recbole_llm.backbone.llm import adapter_config, adapter_tensors
+from recbole_llm.backbone.llm import adapter_config, adapter_tensors, merged_adapter, save_merged
 from recbole_llm.errors import UserError
-from recbole_llm.evaluation import RankingResult, evaluate_ranking, sample_rows, stock_scores
+from recbole_llm.evaluation import LabelResult, RankingResult, evaluate, sample_rows, stock_predictions, stock_scores
 
 
 class CandidateEvaluation:
-    """Trainer mix-in: ``evaluate`` ranks each user's candidates, the same for every model of a run.
+    """Trainer mix-in: ``evaluate`` ranks each user's candidates, the same for every model of a run, or judges labels.
 
     RecBole's own loop scores one row per user and candidate, redraws the candidates at each evaluation, and gives ties
     to the lower item id. A model with a method ``rank_targets`` ranks the whole catalogue by it
     (:func:`~recbole_llm.evaluation.evaluate_ranking`).
 
     Attributes:
-        last_ranking: the :class:`RankingResult` of the last evaluation, with the rank of every user's target.
+        last_ranking: the result of the last evaluation, with the rank (or the label) of every user's target.
+        predicts_probabilities: whether what the model predicts of an item is a probability.
     """
 
-    last_ranking: RankingResult | None = None
+    last_ranking: RankingResult | LabelResult | None = None
+    predicts_probabilities = False
 
     def _load_best(self, file: str) -> None:
         # Trusted: RecBole's own pickle, written by this very run.
@@ -46,7 +50,7 @@ class CandidateEvaluation:
         self.model.load_other_parameter(weights.get("other_parameter"))
 
     def _scores(self):
-        return stock_scores(self.model)
+        return stock_scores(self.model), stock_predictions(self.model)
 
     @torch.no_grad()
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
@@ -62,13 +66,14 @@ class CandidateEvaluation:
         if phase == "valid":
             rows = sample_rows(split, self.config["valid_users"], self.config["seed"])
             pool = self.config["valid_items"]
-        self.last_ranking = evaluate_ranking(
-            self._scores(),
+        self.last_ranking = evaluate(
+            *self._scores(),
             split,
             self.config,
             phase,
             rows=rows,
             pool=pool,
+            probabilities=self.predicts_probabilities,
             progress=show_progress,
             eval_batch_rows=self.config["eval_batch_rows"] or 512,
             rank_targets=getattr(self.model, "rank_targets", None),
@@ -84,6 +89,8 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         config: RecBole configuration; the keys are described in ``properties/model/<Model>.yaml``.
         model: the recommender.
     """
+
+    predicts_probabilities = True
 
     def __init__(self, config: Config, model: nn.Module) -> None:
         super().__init__(config, model)
@@ -109,14 +116,29 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         return torch.optim.SGD(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
 
     def _learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """Linear warm-up, then a factor every so often; a function of the step alone."""
+        """Linear warm-up, then a factor every so often or half a cosine; a function of the step alone.
+
+        The cosine is at its top in the first step after the warm-up and at ``learning_rate_min`` in the last step.
+        """
+        total = self.epochs * steps_per_epoch
         warmup = self.config["warmup_steps"]
+        if warmup < 1:
+            warmup = round(warmup * total)
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
+        if self.config["learning_rate_schedule"] == "cosine":
+            lowest = min(self.config["learning_rate_min"], self.learning_rate)
+            done = (step - warmup) / max(1, total - 1 - warmup)
+            return lowest + (self.learning_rate - lowest) * (1 + math.cos(math.pi * done)) / 2
         period = self.config["learning_rate_decay_every"] * steps_per_epoch
         return self.learning_rate * self.config["learning_rate_decay"] ** int(step / period)
 
     # Training
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether what is trained now is the result, and not where another stage begins."""
+        return True
 
     def fit(
         self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None
@@ -254,16 +276,23 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         self.load_weights(file)
 
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
-        """Evaluate on ``eval_data``; arguments and result as RecBole's ``Trainer.evaluate``."""
+        """Evaluate on ``eval_data``; arguments and result as RecBole's ``Trainer.evaluate``.
+
+        The best model is evaluated with its LoRA matrices merged where ``merge_adapter`` asks for it.
+        """
         if self.model.recommend_by == "generation":
             self.model.titles.reset()
-        result = super().evaluate(eval_data, load_best_model, model_file, show_progress)
+        if eval_data and load_best_model:
+            self._load_best(model_file or self.saved_model_file)
+        merges = load_best_model and self.config["merge_adapter"]
+        with merged_adapter(self.model.backbone) if merges else nullcontext():
+            result = super().evaluate(eval_data, False, model_file, show_progress)
         if self.model.recommend_by == "generation" and result is not None:
             result.update(self.model.titles.metrics())
         return result
 
     def _scores(self):
-        return self.model.score
+        return self.model.score, self.model.predict
 
     # Checkpoints
 
@@ -347,11 +376,17 @@ class LLMTrainer(CandidateEvaluation, Trainer):
                 old.unlink(missing_ok=True)
 
     def _finish(self, folder: Path) -> None:
-        """Write the final record beside the best weights and drop the state that resuming needed."""
+        """Write the final record beside the best weights and drop the state that resuming needed.
+
+        Under ``merge_adapter`` the best weights are loaded and the merged LLM is written too.
+        """
         record = {**self.record(), "finished": True}
         if not (folder / checkpoint.WEIGHTS).exists():  # no validation took place: the last weights are the result
             self._save_best(folder)
         checkpoint.write_json(folder / checkpoint.RECORD, {"format": checkpoint.FORMAT, **record})
+        if self.config["merge_adapter"] and self.is_last_stage:
+            self.load_weights(folder)
+            save_merged(self.model.backbone, folder / checkpoint.MERGED)
         checkpoint.remove_resume_state(folder)
 
     def can_resume(self, folder: str | Path) -> bool:

@@ -64,15 +64,15 @@ def tiny_settings(chain_data, tmp_path):
 
 @pytest.fixture
 def make_model(tiny_settings):
-    """A function (model name, **settings) -> (config, model, splits), its teacher trained."""
+    """A function (model name, dataset, **settings) -> (config, model, splits), its teacher trained."""
     from recbole.utils import get_model, init_seed
 
     from recbole_llm.config import make_config, settings_for
     from recbole_llm.quick_start import SharedData
 
-    def make(name, **settings):
+    def make(name, dataset="chain", **settings):
         given = settings_for(name, {**tiny_settings, **settings}, [name, "LLMSTAR"])
-        config = make_config(name, "chain", config_dict=given)
+        config = make_config(name, dataset, config_dict=given)
         data = SharedData()
         splits = data.splits(config)
         init_seed(config["seed"], True)

@@ -272,7 +272,7 @@ def test_a_stock_model_knows_the_keys_of_its_file_and_of_its_source():
         ({"zzzzzz": 1}, ["unknown key 'zzzzzz'", "--help"]),
         (
             {"protocol": "retrival"},
-            ["protocol must be one of full, generation, retrieval", "did you mean 'retrieval'?"],
+            ["protocol must be one of full, generation, retrieval, yes_no", "did you mean 'retrieval'?"],
         ),
         ({"protocol": ["full"]}, ["protocol must be one of"]),
         ({"beta": -1}, ["beta must be a number >= 0, not -1"]),
@@ -346,6 +346,11 @@ def test_a_mistake_is_named_in_a_sentence(given, words):
         ("SASRec", {"backbone_layers": 2}, "LLMSRec, LLMSTAR, "),
         ("BPR", {"metrics": ["AUC", "NDCG"]}, "cannot be used with ranking metrics"),
         ("BPR", {"metrics": ["AUC"], "valid_metric": "AUC"}, "take mode labeled"),
+        (
+            "SASRec",
+            {"metrics": ["AUC"], "valid_metric": "AUC", "eval_args": {"mode": "labeled"}},
+            "mode labeled needs protocol: yes_no",
+        ),
     ],
 )
 def test_a_mistake_with_a_stock_model(model, given, words):

@@ -22,11 +22,13 @@ from recbole.sampler import RepeatableSampler
 from recbole.trainer import Trainer
 from recbole.utils import get_model, init_seed
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from recbole_llm import evaluation
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation import (
     CandidateSampler,
+    auc_test,
     compare_to_first,
     draw_candidates,
     evaluate_ranking,
@@ -417,6 +419,14 @@ def test_nan_ranks_last_and_is_reported(caplog):
     assert "2 of 3 rows" in caplog.text
 
 
+def test_an_unanswered_row_ranks_last_without_a_warning(caplog):
+    scores = torch.tensor([[float("-inf")] * 4, [1.0, 0.0, 0.0, float("-inf")]])
+    assert rank_of_target(scores, seed=0).tolist() == [4, 1]
+    counted = torch.tensor([[True, True, False, True], [True] * 4])
+    assert rank_of_target(scores, seed=0, counted=counted).tolist() == [3, 1]
+    assert not caplog.records
+
+
 def test_infinite_scores_are_scores():
     inf = float("inf")
     assert rank_of_target(torch.tensor([[inf, 0.0], [-inf, 0.0]]), seed=0).tolist() == [1, 2]
@@ -742,6 +752,46 @@ def test_validation_sample_is_whole_users_and_independent_of_row_order():
 
 
 # --- paired tests ----------------------------------------------------------------------------------------------------
+
+
+def delong(labels, a, b):
+    """The paper's formulas, pair by pair: the areas, and the standard error of their difference."""
+    liked, others = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    pairs = [
+        np.array([[float(values[i] > values[j]) + 0.5 * float(values[i] == values[j]) for j in others] for i in liked])
+        for values in (a, b)
+    ]
+    covariance = np.cov([pair.mean(axis=1) for pair in pairs]) / len(liked)
+    covariance += np.cov([pair.mean(axis=0) for pair in pairs]) / len(others)
+    contrast = np.array([1, -1])
+    return [pair.mean() for pair in pairs], np.sqrt(contrast @ covariance @ contrast)
+
+
+def test_auc_test_equals_the_papers_formulas():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 60)
+    a, b = (np.round(rng.normal(size=60) + strength * labels, 1) for strength in (1.0, 0.3))  # rounded: with ties
+    (area_a, area_b), error = delong(labels, a, b)
+    assert [area_a, area_b] == pytest.approx([roc_auc_score(labels, a), roc_auc_score(labels, b)])
+    found = auc_test(labels, a[None], b[None])
+    assert found["difference"] == pytest.approx(area_a - area_b) and found["users"] == 60
+    assert found["p_value"] == pytest.approx(2 * stats.norm.sf(abs(area_a - area_b) / error))
+    assert [found["low"], found["high"]] == pytest.approx(area_a - area_b + 1.959964 * error * np.array([-1, 1]))
+    assert auc_test(labels, a[None], a[None])["p_value"] == 1.0
+    assert auc_test(labels, labels[None], 1 - labels[None])["p_value"] == 0.0
+    seeds = auc_test(labels, np.stack([a, b]), np.stack([b, b]))
+    assert seeds["difference"] == pytest.approx((area_a - area_b) / 2) and seeds["p_value"] == pytest.approx(found["p_value"])
+
+
+def test_auc_test_claims_a_difference_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    labels = np.repeat([1, 0], [60, 40])
+    common = rng.normal(size=(1000, 100))  # equally good models that share most of what they see
+    p_values = [
+        auc_test(labels, *(0.7 * labels + seen + 0.6 * rng.normal(size=(1, 100)) for _ in "ab"))["p_value"]
+        for seen in common
+    ]
+    assert 0.03 < np.mean(np.array(p_values) < 0.05) < 0.075
 
 
 def test_paired_test_by_hand():

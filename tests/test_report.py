@@ -7,10 +7,11 @@ import os
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from recbole_llm import report
 from recbole_llm.errors import UserError
-from recbole_llm.evaluation import metrics_from_ranks
+from recbole_llm.evaluation import auc_test, metrics_from_ranks
 from recbole_llm.report import format_table, write_json, write_per_user
 
 
@@ -31,6 +32,13 @@ def make_row(model, ranks, seed=1, users=None, metrics=("ndcg", "hit"), topk=(2,
         "valid_metric": "NDCG@2",
         **changes,
     }
+
+
+def judged_row(model, values, labels=(1, 1, 1, 0, 0, 0), **changes):
+    judged = {"labels": np.array(labels), "values": np.array(values), "metrics": {"auc": roc_auc_score(labels, values)}}
+    row = {**make_row(model, [1] * len(labels)), "valid_metric": "AUC", **judged, **changes}
+    del row["ranks"]
+    return row
 
 
 def failed_row(model, seed=1, error="no such file: bring one."):
@@ -210,6 +218,27 @@ def test_several_datasets_give_several_tables():
     assert len(tables) == 2 and tables[0].startswith("ml-100k") and " · 2 users" in tables[1]
 
 
+def test_areas_are_compared_by_delongs_test_on_the_same_labels():
+    good, poor = [0.9, 0.8, 0.4, 0.5, 0.2, 0.1], [5, -1, 2, 3, 1, 4]
+    rows = [judged_row("SASRec", poor), judged_row("TALLRec", good)]
+    rows[1]["metrics"]["logloss"] = 0.5
+    table = format_table(rows)
+    difference = rows[1]["metrics"]["auc"] - rows[0]["metrics"]["auc"]
+    p = auc_test(rows[0]["labels"], [good], [poor])["p_value"]
+    assert f"+{difference:.4f} (p={p:.3f})".replace("0.", ".") in line_of(table, "TALLRec")
+    assert "Differences in auc to SASRec are paired by user; p is from DeLong's test." in " ".join(table.split())
+    other = judged_row("TALLRec", good, labels=(1, 0, 1, 0, 1, 0))
+    assert "(no test)" in line_of(format_table([rows[0], other]), "TALLRec")
+    alone = [judged_row(name, values, labels=(1, 0, 0, 0, 0, 0)) for name, values in (("A", poor), ("B", good))]
+    assert "(no test)" in line_of(format_table(alone), "B")
+
+
+def test_a_metric_that_one_model_lacks_is_not_compared():
+    rows = [judged_row("TALLRec", [6, 5, 4, 3, 2, 1], valid_metric="LogLoss"), judged_row("SASRec", [6, 5, 1, 4, 2, 3])]
+    rows[0]["metrics"]["logloss"] = 0.5
+    assert "auc vs TALLRec" in format_table(rows)
+
+
 @pytest.mark.parametrize("seeds", [1, 3])
 @pytest.mark.parametrize("metrics", [1, 4, 6])
 @pytest.mark.parametrize("name", ["LLMSTAR", "AVeryLongNameOfAModelIndeed"])
@@ -327,6 +356,12 @@ def test_a_file_in_the_way_of_the_folder(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="per_user_file: .* cannot be written"):
         write_per_user([make_row("A", [1])], tmp_path / "taken" / "users.tsv")
+
+
+def test_judged_labels_by_hand(tmp_path):
+    file = tmp_path / "users.tsv"
+    write_per_user([judged_row("SASRec", [5.0, -1.25], labels=(1, 0)), failed_row("LLMSTAR")], file)
+    assert file.read_text() == "model\tseed\tuser\tlabel\tvalue\nSASRec\t1\tu0\t1\t5\nSASRec\t1\tu1\t0\t-1.25\n"
 
 
 def test_per_user_by_hand(tmp_path):

@@ -103,6 +103,94 @@ def test_learning_rate_schedule(make_model):
     assert rates == [0.5, 1.0, 1.0, 1.0, 0.5, 0.25]
 
 
+def test_cosine_schedule(make_model):
+    schedule = {"learning_rate_schedule": "cosine", "learning_rate_min": 0.2, "epochs": 2, "learning_rate": 1.0}
+    trainer, *_ = trainer_of(make_model, **schedule, warmup_steps=4)
+    assert trainer._learning_rate(1, 10) == 0.5
+    # 20 steps, 16 of them after the warm-up, from step 4 to step 19
+    rates = [trainer._learning_rate(step, 10) for step in (3, 4, 9, 14, 19)]
+    assert rates == pytest.approx([1.0, 1.0, 0.8, 0.4, 0.2])  # 0, 1/3, 2/3 and all of the way down
+    assert trainer._learning_rate(19, 11) > trainer._learning_rate(21, 11) == pytest.approx(0.2)
+    trainer.learning_rate = 0.1  # of a stage, say
+    assert [trainer._learning_rate(step, 10) for step in (4, 19)] == [0.1, 0.1]
+
+
+def test_warm_up_as_a_share_of_all_steps(make_model):
+    trainer, *_ = trainer_of(make_model, warmup_steps=0.25, epochs=2, learning_rate=1.0, learning_rate_decay=1.0)
+    assert [trainer._learning_rate(step, 8) for step in (0, 1, 3, 4, 15)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+    with pytest.raises(UserError, match="warmup_steps must be a whole number of steps, or below 1 their share .* not 1.5"):
+        make_model("LLMSRec", warmup_steps=1.5)
+
+
+def test_a_stage_has_a_schedule_of_its_own(make_model):
+    stages = [
+        {"name": "text", "trains": ["lora", "heads"], "vectors": False, "learning_rate": 1.0, "epochs": 1},
+        {"name": "mapping", "trains": ["mapping"], "vectors": True, "learning_rate": 0.5, "epochs": 3},
+    ]
+    schedule = {"learning_rate_schedule": "cosine", "learning_rate_min": 0.1, "warmup_steps": 0.5}
+    trainer, *_ = trainer_of(make_model, "CoLLM", stages=stages, **schedule)
+    ends = []
+    for number, stage in enumerate(trainer.stages):
+        trainer._enter(number, stage)
+        steps = 4 * stage["epochs"]
+        ends.append([trainer._learning_rate(step, 4) for step in (0, steps // 2, steps - 1)])
+    assert ends == [pytest.approx([1 / 2, 1.0, 0.1]), pytest.approx([0.5 / 6, 0.5, 0.1])]
+
+
+def test_resuming_inside_the_warm_up_goes_on_with_its_learning_rates(make_model, tmp_path):
+    schedule = {"warmup_steps": 0.5, "learning_rate_schedule": "cosine", "epochs": 2, "learning_rate": 0.01}
+
+    def rates(trainer, train, steps):
+        found = []
+        for _ in range(steps):
+            trainer._train_step(train, train._dataset.inter_feat[torch.arange(4)], 4, 1)
+            trainer.step += 1
+            found.append(trainer.optimizer.param_groups[0]["lr"])
+        return found
+
+    trainer, train, *_ = trainer_of(make_model, **schedule)
+    before = rates(trainer, train, 2)
+    trainer._save_resume_state(tmp_path / "run", finished=False)
+    after = rates(trainer, train, 6)
+    assert before + after[:2] == [0.0025, 0.005, 0.0075, 0.01] and after[-1] == 0
+    again, train, *_ = trainer_of(make_model, **schedule)
+    again.resume_checkpoint(tmp_path / "run")
+    assert rates(again, train, 6) == after
+
+
+@pytest.mark.parametrize("name", ["TALLRec", "CoLLM"])
+def test_merging_at_the_end_changes_neither_scores_nor_weights(make_model, monkeypatch, name):
+    trainer, train, valid, test = trainer_of(
+        make_model, name, merge_adapter=True, epochs=1, learning_rate=0.01, lora_r=4, lora_alpha=32
+    )
+    trainer.fit(train, valid)
+    folder = Path(trainer.saved_model_file)
+    assert [path.parent for path in Path(trainer.checkpoint_dir).rglob("merged")] == [folder]  # the last stage's alone
+    model = trainer.model
+    with torch.no_grad():  # evaluation must load the best weights before it merges them
+        for parameter in model.trained_parameters().values():
+            parameter.zero_()
+    rows, candidates = test._dataset.inter_feat[torch.arange(20)], torch.arange(1, 41).expand(20, -1)
+    scores, layer = [], next(module for module in model.modules() if hasattr(module, "base_layer"))
+    original = layer.base_layer.weight.clone()
+
+    def score(*arguments, **options):
+        scores.append((model.score(rows, candidates), layer.merged, layer.base_layer.weight - original))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recbole_llm.trainer.evaluate_ranking", score)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            trainer.evaluate(test)
+    monkeypatch.setattr(trainer, "config", {**trainer.config.final_config_dict, "merge_adapter": False})
+    with pytest.raises(KeyboardInterrupt):
+        trainer.evaluate(test)
+    assert [merged for _, merged, _ in scores] == [True, True, False]
+    assert scores[0][2].abs().max() > 1e-3 and torch.equal(layer.base_layer.weight, original)
+    assert torch.equal(scores[0][0], scores[1][0])
+    torch.testing.assert_close(scores[0][0], scores[2][0], atol=1e-4, rtol=1e-4)
+
+
 def test_gradient_clipping_acts_on_trained_weights(make_model):
     trainer, train, _, _ = trainer_of(make_model, clip_grad_norm={"max_norm": 1e-9}, learner="sgd", learning_rate=1.0)
     before = {key: p.detach().clone() for key, p in trainer.model.trained_parameters().items()}

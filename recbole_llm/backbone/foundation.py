@@ -39,8 +39,8 @@ from recbole_llm.stock import settings_of
 # Keys of a run that speak of the target's training; pre-training has the defaults, and what pre-train_settings say.
 NOT_CARRIED = frozenset(
     "model dataset pretrain_datasets pretrain_settings pretrained head tuning windows epochs train_batch_size "
-    "accumulation_steps learning_rate learning_rate_decay learning_rate_decay_every warmup_steps eval_step stopping_step "
-    "results_file per_user_file resume".split()
+    "accumulation_steps learning_rate learning_rate_schedule learning_rate_decay learning_rate_decay_every "
+    "learning_rate_min warmup_steps eval_step stopping_step merge_adapter results_file per_user_file resume".split()
 )
 WHAT_AN_LLM_IS = ("source", "name", "sha256", "revision", "architecture", "layers")
 
@@ -119,6 +119,8 @@ def source_configs(config: Config) -> list[Config]:
     names = config["pretrain_datasets"] or []
     if names and config["pretrained"]:
         raise UserError("pretrained names an LLM that was pre-trained before: leave pretrain_datasets unset.")
+    if (names or config["pretrained"]) and config["backbone_quantization"]:
+        raise UserError("backbone_quantization: a pre-trained LLM's weights are not quantized; leave it unset.")
     if len(set(names)) < len(names):
         raise UserError(f"pretrain_datasets: {names} names a dataset twice.")
     carried = {key: value for key, value in config.external_config_dict.items() if key not in NOT_CARRIED}

@@ -346,7 +346,7 @@ def greedy(
     backbone: Backbone,
     batch: PromptBatch,
     vectors: Tensor,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     stop_ids: Collection[int],
     micro_batch_tokens: int,
     call_cost: int,
@@ -358,8 +358,8 @@ def greedy(
         backbone: the LLM, in evaluation mode.
         batch: N prompts, each of at least 1 token.
         vectors: what goes into the slots, ``[V, input_size]``; row order as in ``PromptBatch.vector_index``.
-        max_new_tokens: the most tokens of a free answer, the stop token among them; at least 1. A constrained answer
-            is as long as its candidate.
+        max_new_tokens: the most tokens of a free answer, the stop token among them; at least 1, for all prompts or for
+            each. A constrained answer is as long as its candidate.
         stop_ids: tokens that end a free answer.
         micro_batch_tokens: the most padded tokens, prompts and answers, in one call of the LLM and in its cache.
         call_cost: what a call costs however few tokens it has, in tokens; affects cost, not results.
@@ -374,12 +374,13 @@ def greedy(
         ValueError: arguments that do not fit each other, or more tokens than the LLM has positions.
     """
     tries = [None] * len(batch) if tries is None else list(tries)
-    if len(tries) != len(batch) or max_new_tokens < 1:
+    limits = np.broadcast_to(max_new_tokens, len(batch))
+    if len(tries) != len(batch) or (limits < 1).any():
         raise ValueError(f"{len(batch)} prompts need as many tries, and answers a token or more.")
     _check_masks(backbone)
     for trie in {id(trie): trie for trie in tries if trie is not None}.values():
         _check_tokens(backbone, _steps(trie.root))
-    longest = np.array([max_new_tokens if trie is None else trie.depth for trie in tries], dtype=np.int64)
+    longest = np.array([most if trie is None else trie.depth for most, trie in zip(limits, tries, strict=True)], dtype=np.int64)
     vectors = _checked(backbone, batch, vectors, longest - 1)
     answers: list[list[int]] = [[] for _ in tries]
     # An answer takes a call for each of its tokens.

