@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def folder_of(path: str | Path) -> Path:
     return path.parent if path.is_file() else path
 
 
-def _replace(file: Path, write) -> None:
+def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
     """Write a file beside its place, then move it there in one step: a killed program leaves the old one whole."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
@@ -60,7 +60,7 @@ def _replace(file: Path, write) -> None:
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a safetensors file in one step."""
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    _replace(file, lambda temporary: save_file(ready, str(temporary)))
+    replace_file(file, lambda temporary: save_file(ready, str(temporary)))
 
 
 def as_json(value: Any) -> Any:
@@ -71,7 +71,7 @@ def as_json(value: Any) -> Any:
 def write_json(file: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON file in one step."""
     text = json.dumps(record, indent=2, default=str, allow_nan=True) + "\n"
-    _replace(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    replace_file(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write(folder: str | Path, record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:

@@ -615,6 +615,11 @@ def split_metric(name: str) -> tuple[str, int]:
     return metric.lower(), int(k)
 
 
+def is_per_user(name: str) -> bool:
+    """Whether a reported figure is a mean of users' values (``ndcg@10``), not one of the whole run (``validratio``)."""
+    return name.partition("@")[0].lower() in _METRICS
+
+
 def metric_direction(name: str) -> int:
     """Return 1 where more is better (``ndcg@10``), -1 where less is better (``logloss``)."""
     return -1 if name.partition("@")[0].lower() in smaller_metrics else 1

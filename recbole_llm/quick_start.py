@@ -24,12 +24,13 @@ from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_s
 from recbole.utils.argument_list import dataset_arguments, training_arguments
 
 from recbole_llm import checkpoint, stock
+from recbole_llm.backbone.foundation import source_configs
 from recbole_llm.backbone.llm import fetch_backbone
 from recbole_llm.config import load_yaml, make_config, settings_for
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError, closest
 from recbole_llm.evaluation import RankingResult, evaluate, stock_predictions, stock_scores
-from recbole_llm.registry import TEXT_ARGUMENTS, is_ours
+from recbole_llm.registry import MODELS, TEXT_ARGUMENTS, is_ours, properties_folder
 from recbole_llm.trainer import load_trained_weights
 
 # Settings beside RecBole's ``dataset_arguments`` that decide what a split dataset is.
@@ -99,6 +100,7 @@ def compare(
     for config in configs.values():
         if is_ours(config["model"]):
             fetch_backbone(config)  # what is wrong with it shows before a baseline is trained, not after
+            source_configs(config)
     start_logging(next(iter(configs.values())), models)
     data, rows = SharedData(), []
     for (_, name), config in configs.items():
@@ -133,9 +135,7 @@ def configure(
     # A teacher may be addressed by its name ("SASRec.epochs") whether or not it is among the models.
     teachers = [str({**files, **settings}.get("teacher") or "SASRec")] if ours else []
     named = list(dict.fromkeys([*models, *teachers]))
-    form = {**files, **settings}.get("recommend_by")
-    protocol = form if form in ("generation", "yes_no") else "retrieval"
-    from_files = {"protocol": protocol, **settings_for(name, files, named)}
+    from_files = {"protocol": default_protocol(ours, {**files, **settings}), **settings_for(name, files, named)}
     given = settings_for(name, settings, named)
     if seed is not None:
         given["seed"] = seed
@@ -164,6 +164,14 @@ def configure(
             given.setdefault(key, value)
         config = make_config(name, dataset, config_dict=from_files, command_line=given)
     return config
+
+
+def default_protocol(ours: Sequence[str], settings: Mapping[str, Any]) -> str:
+    """The protocol of a comparison that names none: that of the first of our models which has one of its own."""
+    if settings.get("recommend_by") in ("generation", "yes_no"):
+        return settings["recommend_by"]
+    defaults = (load_yaml(properties_folder() / MODELS[name].properties).get("protocol") for name in ours)
+    return next(filter(None, defaults), "retrieval")
 
 
 def start_logging(config: Config, models: Sequence[str]) -> None:
@@ -303,6 +311,9 @@ def load(model_file: str | Path) -> tuple[Config, Any, TextSequentialDataset, An
     teacher = (record["teacher"] or {}).get("folder")
     if teacher and not settings.get("teacher_checkpoint") and checkpoint.exists(teacher):
         settings["teacher_checkpoint"] = teacher
+    foundation = (record.get("foundation") or {}).get("folder")
+    if foundation and checkpoint.exists(foundation):
+        settings |= {"pretrained": foundation, "pretrain_datasets": None}
     config = make_config(record["model"], record["dataset"], config_dict=settings)
     data = SharedData()
     splits, train = data.splits(config), data.train(config)

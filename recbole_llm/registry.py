@@ -76,6 +76,12 @@ MODELS: dict[str, Entry] = {
         properties="model/RSLLM.yaml",
         paper="RSLLM: Integrating Recommendation Systems as a New Language in Large Models",
     ),
+    "ST2SI": Entry(
+        model="recbole_llm.model.st2si:ST2SI",
+        trainer="recbole_llm.st2si_trainer:ST2SITrainer",
+        properties="model/ST2SI.yaml",
+        paper="Zhai et al., Learning Transition Patterns by LLMs for Sequential Recommendation (ST2SI), 2025",
+    ),
     "ZeroShot": Entry(
         model="recbole_llm.model.zeroshot:ZeroShot",
         properties="model/ZeroShot.yaml",

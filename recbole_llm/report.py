@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.errors import UserError
-from recbole_llm.evaluation import auc_test, holm, paired_test, per_user, split_metric
+from recbole_llm.evaluation import auc_test, holm, is_per_user, paired_test, per_user, split_metric
 
 Row = Mapping[str, Any]
 
@@ -406,7 +406,7 @@ def write_per_user(rows: Sequence[Row], file: str | Path) -> None:
     """
     done = [row for row in rows if not row.get("error") and row.get("ranks") is not None]
     judged = [row for row in rows if not row.get("error") and row.get("labels") is not None]
-    names = list(dict.fromkeys(name for row in done for name in row["metrics"]))
+    names = list(dict.fromkeys(name for row in done for name in row["metrics"] if is_per_user(name)))
     text = io.StringIO()
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
     table.writerow(["model", "seed", "user", *(["label", "value"] if judged else ["rank", *names])])

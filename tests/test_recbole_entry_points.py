@@ -17,6 +17,15 @@ def test_run_recbole(name, tiny_settings):
     assert result["test_result"]["ndcg@5"] <= result["test_result"]["hit@5"]
 
 
+def test_run_recbole_with_full_ranking(tiny_settings):
+    """A model whose default protocol ranks the whole catalogue."""
+    kept = ("data_path", "checkpoint_dir", "backbone", "epochs", "show_progress", "use_gpu")
+    settings = {key: tiny_settings[key] for key in kept} | {"eval_step": 1.0, "valid_metric": "Recall@10"}
+    result = run_recbole(model="ST2SI", dataset="chain", config_dict=settings, saved=True)
+    assert {"ndcg@10", "recall@10", "mrr@10", "ilp_accuracy@5"} <= set(result["test_result"])
+    assert 0 <= result["best_valid_score"] <= 1
+
+
 def test_load_data_and_model(tiny_settings):
     result = run_recbole(model="LLMSTAR", dataset="chain", config_dict=tiny_settings, saved=True)
     folder = next(Path(tiny_settings["checkpoint_dir"]).glob("LLMSTAR-*"))

@@ -379,3 +379,10 @@ def test_per_user_by_hand(tmp_path):
         "A\t1\tü\t3\t0\t0\t\n"
         "A (teacher)\t2\tu0\t2\t\t\t0.5\n"
     )
+
+
+def test_figures_of_a_whole_run_have_no_column_per_user(tmp_path):
+    row = make_row("A", [1, 2, 3])
+    write_per_user([{**row, "metrics": {**row["metrics"], "validratio": 0.5, "ilp_accuracy@1": 0.9}}], tmp_path / "users.tsv")
+    assert (tmp_path / "users.tsv").read_text().splitlines()[0] == "model\tseed\tuser\trank\tndcg@2\thit@2"
+    assert "validratio" in format_table([{**row, "metrics": {**row["metrics"], "validratio": 0.5}}])

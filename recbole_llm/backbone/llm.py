@@ -346,7 +346,8 @@ def _read_settings(settings: Any) -> _Settings:
         layers=layers,
         dtype=choice("backbone_dtype", "auto", *_DTYPES),
         quantization=None if quantization is None else choice("backbone_quantization", "4bit", "8bit"),
-        tuning=choice("tuning", "frozen", "lora", "full"),
+        # ST2SI's ilp trains its item head: to the LLM it is frozen.
+        tuning="frozen" if get("tuning", None) == "ilp" else choice("tuning", "frozen", "lora", "full"),
         attn_implementation=choice("attn_implementation", "auto", "eager", "sdpa", "flash_attention_2"),
         device=torch.device(get("device", "cuda" if torch.cuda.is_available() else "cpu")),
         seed=get("seed", 0),
@@ -451,7 +452,7 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
         if wanted.backbone == "tiny":
             tokenizer = _make_tiny_tokenizer()
             causal_lm, kernel = _make_tiny(tokenizer, wanted, dtype)
-            identity = {"source": "random", "name": "tiny", "seed": wanted.seed}
+            identity = _tiny_source(wanted)
         else:
             folder, gguf_file, identity = _locate(wanted)
             causal_lm, kernel = _read_model(folder, gguf_file, wanted, dtype)
@@ -477,16 +478,24 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
     return Backbone(causal_lm, tokenizer, wanted.tuning, kernel, identity)
 
 
-def fetch_backbone(settings: Mapping[str, Any]) -> None:
+def fetch_backbone(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check the settings of :func:`load_backbone` and bring the LLM's files here, without reading its weights.
+
+    Returns:
+        where the LLM comes from: the part of its identity that is known before its weights are read.
 
     Raises:
         UserError: as :func:`load_backbone`, for what can be known before the weights are read.
     """
     wanted = _read_settings(settings)
     _dtype(wanted)
-    if wanted.backbone != "tiny":
-        _locate(wanted)
+    if wanted.backbone == "tiny":
+        return _tiny_source(wanted)
+    return _locate(wanted)[2]
+
+
+def _tiny_source(wanted: _Settings) -> dict[str, Any]:
+    return {"source": "random", "name": "tiny", "seed": wanted.seed}
 
 
 @contextmanager
@@ -781,6 +790,31 @@ def _add_lora(causal_lm: PreTrainedModel, wanted: _Settings) -> dict[str, Any]:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return settings
+
+
+def trained_weights(backbone: Backbone) -> dict[str, Tensor]:
+    """What training may have changed of the LLM, by the names of the plain LLM, LoRA matrices multiplied out."""
+    if backbone.identity["tuning"] == "lora":
+        return {
+            f"{name}.weight": module.base_layer.weight.float() + module.get_delta_weight("default")
+            for name, module in backbone.causal_lm.named_modules()
+            if hasattr(module, "get_delta_weight")
+        }
+    return {name: parameter for name, parameter in backbone.causal_lm.named_parameters() if parameter.requires_grad}
+
+
+def load_weights(backbone: Backbone, weights: Mapping[str, Tensor]) -> None:
+    """Put :func:`trained_weights` of an equal LLM into this one, whatever is trained of it.
+
+    Raises:
+        UserError: weights that this LLM does not have.
+    """
+    named = {name.replace(".base_layer.", "."): weight for name, weight in backbone.causal_lm.named_parameters()}
+    with torch.no_grad():
+        for name, weight in weights.items():
+            if name not in named or named[name].shape != weight.shape:
+                raise UserError(f"backbone: {backbone.identity['name']} has no {name} of shape {tuple(weight.shape)}.")
+            named[name].copy_(weight)
 
 
 def adapter_tensors(backbone: Backbone) -> dict[str, Tensor]:

@@ -161,17 +161,14 @@ def clean_text(text: str) -> str:
     return text.strip()
 
 
-def read_item_texts(
+def read_item_attributes(
     path: str | os.PathLike,
     id_field: str,
     text_fields: Sequence[str],
-    joined_by: str = ", ",
     separator: str = "\t",
     encoding: str = "utf-8",
-) -> dict[str, str]:
-    """Return item token -> text of an ``.item`` file: its ``text_fields``, cleaned, joined by ``joined_by``.
-
-    Fields that are empty for an item are left out of its text; an item that has none maps to ``""``.
+) -> dict[str, tuple[str, ...]]:
+    """Return item token -> the texts of its ``text_fields`` in an ``.item`` file, cleaned, those that are empty left out.
 
     Raises:
         UserError: as ``read_table``; or a field is absent, an id is missing or stands on two lines.
@@ -205,8 +202,7 @@ def read_item_texts(
         if types[field] == "float":
             column = ["" if np.isnan(number) else f"{number:.15g}" for number in column]
         parts.append([clean_text(text) for text in column])
-    texts = parts[0] if len(parts) == 1 else [joined_by.join(filter(None, row)) for row in zip(*parts, strict=True)]
-    return dict(zip(tokens, texts, strict=True))
+    return {token: tuple(filter(None, row)) for token, row in zip(tokens, zip(*parts, strict=True), strict=True)}
 
 
 def check_ids(table: Table, field: str) -> None:

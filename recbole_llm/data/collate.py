@@ -28,7 +28,8 @@ class PromptBatch:
         vector_items: distinct items among ``slot_items``, int64 ``[V]``: row v of the encoder's vectors is item v's.
         vector_index: int64 ``[T]``: row of the vectors for a slot or out token, -1 elsewhere. Out token k of a prompt
             takes row V + k, the marker the next one, the user's slot of prompt n the n-th of those that then follow.
-        out_positions: flat positions of the out tokens int64 ``[N, out_tokens]``.
+        out_positions: flat positions of the out tokens int64 ``[N, out_tokens]``. Where prompts differ in their number of out
+            tokens, ``[N, most of a prompt]``: one that has fewer repeats its last.
         header_length: leading tokens that all prompts have in common.
         parent: for a perturbed prompt the prompt whose beginning it shares, else -1; int64 ``[N]``.
         shared: how many leading tokens a perturbed prompt has in common with its parent, header included; int64 ``[N]``.
@@ -58,13 +59,23 @@ class PromptBatch:
         parent: np.ndarray | None = None,
         shared: np.ndarray | None = None,
         pooled: np.ndarray | None = None,
+        reads: np.ndarray | None = None,
     ) -> PromptBatch:
-        """Locate slots and out tokens in ``tokens`` and build the batch."""
+        """Locate slots and out tokens in ``tokens`` and build the batch.
+
+        ``reads``: how many out tokens each prompt has, int64 ``[N]``, at least 1, where that differs; they all take the same
+        vector, ``out_tokens`` being 1.
+        """
         count = len(offsets) - 1
         vector_items, slot_row = np.unique(slot_items, return_inverse=True)
         vector_index = np.full(len(tokens), -1, dtype=np.int64)
         vector_index[tokens == SLOT_TOKEN] = slot_row
-        out_positions = np.flatnonzero(tokens == OUT_TOKEN).reshape(count, out_tokens)
+        out_positions = np.flatnonzero(tokens == OUT_TOKEN)
+        if reads is None:
+            out_positions = out_positions.reshape(count, out_tokens)
+        else:
+            column = np.minimum(np.arange(reads.max(initial=1)), reads[:, None] - 1)
+            out_positions = out_positions[(np.cumsum(reads) - reads)[:, None] + column]
         vector_index[out_positions] = len(vector_items) + np.arange(out_tokens)
         markers = tokens == MARKER_TOKEN
         vector_index[markers] = len(vector_items) + out_tokens
@@ -86,6 +97,13 @@ class PromptBatch:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    @property
+    def is_read(self) -> np.ndarray:
+        """Where ``out_positions`` names an out token for the first time, bool of its shape."""
+        first = np.ones(self.out_positions.shape, dtype=bool)
+        first[:, 1:] = self.out_positions[:, 1:] != self.out_positions[:, :-1]
+        return first
 
     @property
     def lengths(self) -> np.ndarray:

@@ -53,6 +53,8 @@ class TextSequentialDataset(SequentialDataset):
         item_texts (list[str]): text of each item by internal id, cleaned and whole (see ``atomic.clean_text``); ``""`` for
             id 0, the padding. An item without text has its id token as text, and so has every item under
             ``item_representation: id`` ("w/o text", LLM-STAR Table 2).
+        item_attributes (list[tuple[str, ...]]): the texts that each of ``item_texts`` is joined from, one for each field of
+            ``item_text`` that is not empty.
         has_dates (bool): whether timestamps are points in time (``item_dates`` then works) and not mere ranks.
         user_items (list[np.ndarray]): by internal user id, the sorted distinct internal ids of all items that the user ever
             interacted with, whatever the split.
@@ -65,6 +67,7 @@ class TextSequentialDataset(SequentialDataset):
     """
 
     item_texts: list[str]
+    item_attributes: list[tuple[str, ...]]
     has_dates: bool
     user_items: list[np.ndarray]
     fingerprint: str
@@ -80,11 +83,10 @@ class TextSequentialDataset(SequentialDataset):
         self._inter_path = Path(os.path.normpath(dataset_path), f"{token}.inter")
         self._item_path = self._inter_path.with_name(f"{token}.item")
         self._check_files_exist()
-        self._text_of_token = atomic.read_item_texts(
+        self._attributes_of_token = atomic.read_item_attributes(
             self._item_path,
             self.iid_field,
             self._item_text_fields(),
-            _or_default(self.config["item_text_separator"], ", "),
             self.config["field_separator"],
             _or_default(self.config["encoding"], "utf-8"),
         )
@@ -266,9 +268,11 @@ class TextSequentialDataset(SequentialDataset):
 
     def _data_processing(self) -> None:
         super()._data_processing()
-        self.item_texts = self._collect_item_texts()
+        self.item_attributes = self._collect_item_attributes()
+        joined_by = _or_default(self.config["item_text_separator"], ", ")
+        self.item_texts = [joined_by.join(attributes) for attributes in self.item_attributes]
         self.user_items = self._collect_user_items()
-        del self._text_of_token
+        del self._attributes_of_token
 
     def _fill_nan(self) -> None:
         """As RecBole's, without chained assignment: pandas 2 warns of that, and pandas 3 makes it do nothing."""
@@ -330,21 +334,21 @@ class TextSequentialDataset(SequentialDataset):
             digest.update(self.inter_feat[self.config["RATING_FIELD"]].to_numpy("<f8").tobytes())
         return digest.hexdigest()
 
-    def _collect_item_texts(self) -> list[str]:
+    def _collect_item_attributes(self) -> list[tuple[str, ...]]:
         tokens = self.field2id_token[self.iid_field].tolist()
         if self.config["item_representation"] == "id":
-            return ["", *tokens[1:]]
-        texts = [self._text_of_token.get(token, "") for token in tokens]
-        texts[0] = ""  # the padding item, whatever a file may call [PAD]
-        nameless = [index for index, text in enumerate(texts) if index and not text]
+            return [(), *((token,) for token in tokens[1:])]
+        attributes = [self._attributes_of_token.get(token, ()) for token in tokens]
+        attributes[0] = ()  # the padding item, whatever a file may call [PAD]
+        nameless = [index for index, texts in enumerate(attributes) if index and not texts]
         if nameless:
             self.logger.warning(
                 f"{len(nameless)} of {len(tokens) - 1} items of {self.dataset_name} have no text in {self._item_path} "
                 f"({', '.join(self._item_text_fields())}), for example item {tokens[nameless[0]]!r}: their id is their text"
             )
         for index in nameless:
-            texts[index] = tokens[index]
-        return texts
+            attributes[index] = (tokens[index],)
+        return attributes
 
     def _collect_user_items(self) -> list[np.ndarray]:
         users = self.inter_feat[self.uid_field].to_numpy().astype(np.int64)

@@ -9,24 +9,22 @@ import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType, init_seed
 from torch import Tensor, nn
 
-from recbole_llm.backbone.encoder import EncoderSettings, PromptEncoder
-from recbole_llm.backbone.llm import encode_text, fetch_backbone, load_backbone
+from recbole_llm.backbone.llm import encode_text
 from recbole_llm.backbone.teacher import obtain_teacher
 from recbole_llm.data.collate import PromptBatch
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.prompt import Histories, PromptBuilder, PromptSettings, TitlePrompts, TitlePromptSettings
 from recbole_llm.errors import UserError
 from recbole_llm.loss.retrieval import retrieval_loss
+from recbole_llm.model.backbone_recommender import BackboneRecommender
 from recbole_llm.model.heads import projection
 from recbole_llm.model.item_table import ItemTable
 from recbole_llm.model.title_generation import TitleGenerator, VectorsOf
 
 
-class LLMRecommender(SequentialRecommender):
+class LLMRecommender(BackboneRecommender):
     """Base of all models, in the two forms that the papers compare.
 
     ``recommend_by: retrieval``: a user and an item are hidden states at out tokens, projected into one space;
@@ -39,15 +37,11 @@ class LLMRecommender(SequentialRecommender):
         dataset: the training split of a ``TextSequentialDataset`` (its ``splits`` serve the teacher).
 
     Attributes:
-        loss_names: names of the parts that ``calculate_loss`` returns, in order.
         has_item_vectors: whether prompts hold the teacher's item vectors; without them there is no teacher.
         has_user_vector: whether user prompts begin with the teacher's user representation.
         has_marker: whether a learned vector stands before each item vector (RSLLM's [DSR]).
-        progress: how much of the training (of its present stage) is done, 0 to 1; set by the trainer.
-        stage: number of the present stage, 0 where there is one only.
     """
 
-    input_type = InputType.POINTWISE
     loss_names: tuple[str, ...] = ("retrieval",)
     has_item_vectors = True
     has_user_vector = False
@@ -55,36 +49,8 @@ class LLMRecommender(SequentialRecommender):
 
     def __init__(self, config: Config, dataset: TextSequentialDataset) -> None:
         super().__init__(config, dataset)
-        if not config["single_spec"]:
-            raise UserError("nproc: the LLM recommenders train in one process; leave nproc and world_size unset.")
-        fetch_backbone(config)  # before the teacher is trained
-        self.teacher = self.teacher_run = None
-        if self._needs_teacher(config):
-            self.teacher, self.teacher_run = obtain_teacher(config, dataset.splits)
-        # The teacher's training, or its absence where it was loaded, must not decide how our own weights begin.
-        init_seed(config["seed"], config["reproducibility"])
-        backbone = load_backbone(config)
-        self.encoder = PromptEncoder(
-            backbone,
-            EncoderSettings(
-                micro_batch_tokens=config["micro_batch_tokens"],
-                call_cost=config["call_cost"] or (32 if torch.device(config["device"]).type == "cpu" else 1024),
-                share_header=config["share_header"],
-                share_prefix=config["share_prefix"],
-                skip_unread=config["skip_unread"],
-                recompute=config["recompute_activations"],
-            ),
-        )
-        self.progress, self.stage = 0.0, 0
-        self._trained_names: list[str] | None = None
-        self._config, self._dataset = config, dataset
-        self.time_list_field = dataset.time_field + config["LIST_SUFFIX"]
         self.user_items = dataset.user_items
-        self.fingerprint = dataset.fingerprint
         self.train_negatives = config["train_negatives"]
-        self.seed = config["seed"]
-        self.rng = np.random.default_rng(self.seed)
-
         self.recommend_by = config["recommend_by"] or "retrieval"
         if self.has_item_vectors:
             self.item_projection = self._item_projection(config)  # f_I
@@ -96,6 +62,10 @@ class LLMRecommender(SequentialRecommender):
             self._prepare_retrieval(config, dataset)
         else:
             self._prepare_generation(config, dataset)
+
+    def _prepare_before_backbone(self, config: Config, dataset: TextSequentialDataset) -> None:
+        if self._needs_teacher(config):
+            self.teacher, self.teacher_run = obtain_teacher(config, dataset.splits)
 
     def _needs_teacher(self, config: Config) -> bool:
         return self.has_item_vectors
@@ -204,11 +174,6 @@ class LLMRecommender(SequentialRecommender):
             self.titles.prompts = self._title_prompts(items, user)
 
     @property
-    def backbone(self):
-        """The LLM."""
-        return self.encoder.backbone
-
-    @property
     def item_table(self) -> ItemTable:
         """Item representations under the current weights."""
         if self._table is None:
@@ -218,20 +183,6 @@ class LLMRecommender(SequentialRecommender):
     def forget_items(self) -> None:
         """Have the items' representations computed anew: their prompts changed."""
         self._table = None
-
-    def _token_vectors(self, count: int) -> nn.Parameter:
-        """Vectors of new tokens ``[count, input size]``, drawn with the mean and spread of the LLM's input embeddings."""
-        embedding = self.backbone.embedding
-        with torch.no_grad():  # called, not read: Gemma's scales its weight
-            drawn = embedding(torch.arange(len(embedding.weight), device=embedding.weight.device)).float()
-        return nn.Parameter(torch.normal(drawn.mean().item(), drawn.std().item(), (count, drawn.shape[1])))
-
-    def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """Everything that training moves, by name: what a checkpoint holds. A stage may train a part of it."""
-        named = dict(self.named_parameters())
-        if self._trained_names is None:
-            return {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-        return {name: named[name] for name in self._trained_names}
 
     def enter_stage(self, number: int, vectors: bool) -> None:
         """Get ready for stage ``number`` of a training in stages, on prompts with or without the teacher's vectors."""
@@ -284,19 +235,11 @@ class LLMRecommender(SequentialRecommender):
     @torch.no_grad()
     def represent_distinct_users(self, interaction: Interaction) -> Tensor:
         """As :meth:`represent_users` without gradient, each distinct history encoded once: float32 ``[B, d']``."""
-        fields = [interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN][:, None]]
-        if self.time_list_field in interaction:
-            fields.append(interaction[self.time_list_field])
-        keys = np.concatenate([field.cpu().numpy().astype(np.float64) for field in fields], axis=1)
-        _, first, row_of = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-        users = self.represent_users(interaction[torch.from_numpy(first)])
-        return users[torch.from_numpy(row_of.reshape(-1)).to(users.device)]
+        first, row_of = self.distinct_histories(interaction)
+        users = self.represent_users(interaction[first])
+        return users[row_of.to(users.device)]
 
     # Training
-
-    def seed_step(self, step: int) -> None:
-        """Make the randomness of a training step depend on the seed and the step alone, so that a resumed run repeats it."""
-        self.rng = np.random.default_rng([self.seed, step, self.stage] if self.stage else [self.seed, step])
 
     def training_candidates(self, interaction: Interaction, negatives: int | None = None) -> np.ndarray:
         """C_u in training: the target and ``train_negatives`` distinct items that the user never interacted with.
@@ -348,10 +291,6 @@ class LLMRecommender(SequentialRecommender):
         """Cross-entropy of the target's title, the candidates listed in the prompt."""
         return self.titles.loss(*self.title_questions(interaction), self.rng)
 
-    def history_items(self, interaction: Interaction) -> tuple[np.ndarray, np.ndarray]:
-        """Item ids int64 ``[B, L]``, right padded, and how many int64 ``[B]``."""
-        return interaction[self.ITEM_SEQ].cpu().numpy(), interaction[self.ITEM_SEQ_LEN].cpu().numpy()
-
     def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
         """The weighted parts of the loss, scalars, named by ``loss_names``; their sum is minimised.
 
@@ -400,19 +339,3 @@ class LLMRecommender(SequentialRecommender):
         users = self.represent_distinct_users(interaction)
         items = self.item_table.rows(interaction[self.ITEM_ID].cpu().numpy())
         return (users * items).sum(dim=-1)
-
-    def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Score the whole catalogue for each row, ``[B, n_items]``."""
-        return self.score(interaction, None)
-
-    def other_parameter(self) -> dict:
-        return {}
-
-    def __str__(self) -> str:
-        trained = self.trained_parameters()
-        teacher = self.teacher.name if self.teacher else "none"
-        lines = [f"{type(self).__name__}: backbone {self.backbone.identity}, teacher {teacher}"]
-        lines += [f"  {name}: {tuple(parameter.shape)}" for name, parameter in trained.items()]
-        lines.append(f"Trainable parameters: {sum(parameter.numel() for parameter in trained.values()):,}")
-        return "\n".join(lines)
-

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_llm.data.atomic import clean_text, is_missing_id, read_header, read_item_texts, read_table
+from recbole_llm.data.atomic import clean_text, is_missing_id, read_header, read_item_attributes, read_table
 from recbole_llm.errors import UserError
 
 ITEM = "item_id:token\ttitle:token_seq\tbrand:token_seq\tprice:float\n"
@@ -108,14 +108,19 @@ def test_numbers_are_read_exactly(write):
     assert table.columns["t"].tolist() == values
 
 
-def test_item_texts_of_one_and_of_several_fields(write):
+def test_item_attributes_of_one_and_of_several_fields(write):
     path = write(ITEM + "b\tRed & white shoes\tAcme\t9\na\t\tAcme\t2.5\nc\tHat\t \t\nd\t\t\t\n")
-    assert read_item_texts(path, "item_id", ["title"]) == {"b": "Red & white shoes", "a": "", "c": "Hat", "d": ""}
-    assert read_item_texts(path, "item_id", ["brand", "title", "price"], " | ") == {
-        "b": "Acme | Red & white shoes | 9",
-        "a": "Acme | 2.5",
-        "c": "Hat",
-        "d": "",
+    assert read_item_attributes(path, "item_id", ["title"]) == {
+        "b": ("Red & white shoes",),
+        "a": (),
+        "c": ("Hat",),
+        "d": (),
+    }
+    assert read_item_attributes(path, "item_id", ["brand", "title", "price"]) == {
+        "b": ("Acme", "Red & white shoes", "9"),
+        "a": ("Acme", "2.5"),
+        "c": ("Hat",),
+        "d": (),
     }
 
 
@@ -133,7 +138,7 @@ def test_item_texts_of_one_and_of_several_fields(write):
 def test_item_files_that_cannot_be_used(write, fields, content, message):
     path = write(content)
     with pytest.raises(UserError) as error:
-        read_item_texts(path, "item_id", fields)
+        read_item_attributes(path, "item_id", fields)
     assert str(error.value).startswith(str(path)) and message in str(error.value)
 
 

@@ -8,7 +8,7 @@ import pytest
 from recbole.config import Config
 
 import recbole_llm  # noqa: F401 (RecBole on current libraries)
-from recbole_llm.data.atomic import read_item_texts, read_table
+from recbole_llm.data.atomic import read_item_attributes, read_table
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.prepare import generate_chain, write_atomic
 from recbole_llm.errors import UserError
@@ -44,7 +44,7 @@ def test_share_of_successors(tmp_path):
 
 def test_titles_and_times(tmp_path):
     folder = generate_chain(tmp_path, "chain", users=20, items=2000, seed=1, noise=0.1, lengths=(3, 4))
-    titles = list(read_item_texts(folder / "chain.item", "item_id", ["title"]).values())
+    titles = [title for title, in read_item_attributes(folder / "chain.item", "item_id", ["title"]).values()]
     assert len(set(titles)) == 2000 and any(title.endswith(", Part 2") for title in titles)
     assert titles != sorted(titles)
     table = read_table(folder / "chain.inter")
