@@ -46,6 +46,7 @@ __all__ = [
     "make_config",
     "parse_command_line",
     "read_schema",
+    "model_of",
     "settings_for",
     "stock_models",
     "validate",
@@ -588,7 +589,8 @@ def parse_command_line(argv: Sequence[str]) -> dict[str, Any]:
     Values are YAML (``0.1``, ``true``, ``[10, 20]``, ``{mode: full}``, ``None``) and may contain ``=``; nothing is
     evaluated. A key that takes text keeps it as written, so ``--model``, ``--dataset`` and ``--results_file`` need no
     quotes. A bare ``--key`` sets a True/False key to True. ``--SASRec.epochs=5`` gives the key ``"SASRec.epochs"``, see
-    :func:`settings_for`. ``-h`` and ``--help`` give ``{"help": True}``.
+    :func:`settings_for`; ``--LLMSTAR:plain.beta=0`` gives ``"LLMSTAR:plain.beta"``. ``-h`` and ``--help`` give
+    ``{"help": True}``.
 
     Args:
         argv: the words after the program's name.
@@ -604,7 +606,7 @@ def parse_command_line(argv: Sequence[str]) -> dict[str, Any]:
         if word in ("-h", "--help"):
             settings["help"] = True
             continue
-        match = re.match(r"--([A-Za-z_][\w.-]*)(=|$)", word)
+        match = re.match(r"--([A-Za-z_][\w.:-]*)(=|$)", word)
         if match is None:
             raise UserError(f"cannot read '{word}' on the command line; write --key=value.")
         name = match[1]
@@ -649,32 +651,42 @@ def _command_line_value(name: str, text: str, kinds: set[str]) -> Any:
 def settings_for(model: str, settings: Mapping[str, Any], models: Sequence[str]) -> dict[str, Any]:
     """Return the part of a run's settings that is meant for one of its models.
 
-    ``{"SASRec.epochs": 5}`` is for SASRec only, and wins over a plain ``epochs``. A plain key that this model does not
-    know goes to those of ``models`` that do; one that none of them knows stays, so that it is reported.
+    ``{"SASRec.epochs": 5}`` is for SASRec only, and wins over a plain ``epochs``; ``{"SASRec:long.epochs": 50}`` is for the
+    variant ``SASRec:long`` only, and wins over both. A plain key that this model does not know goes to those of ``models``
+    that do; one that none of them knows stays, so that it is reported.
 
     Args:
-        model: the model.
+        model: the model, or a variant of one.
         settings: as from :func:`parse_command_line`.
-        models: all models of the run.
+        models: all models and variants of the run.
 
     Raises:
         UserError: a prefix that names no model of the run.
     """
-    known = {name: known_keys(name, _stock_class(name)) for name in models}
+    known = {name: known_keys(model_of(name), _stock_class(model_of(name))) for name in models}
+    may_be = {*models, *map(model_of, models)}
     general: dict[str, Any] = {}
     special: dict[str, Any] = {}
+    of_variant: dict[str, Any] = {}
     for name, value in settings.items():
         prefix, dot, key = name.partition(".")
         if dot:
-            if prefix not in models:
+            if prefix not in may_be:
                 raise UserError(
-                    f"'{name}': '{prefix}' is no model of this run ({', '.join(models)}){_hint(prefix, models)}"
+                    f"'{name}': '{prefix}' is no model of this run ({', '.join(models)}){_hint(prefix, may_be)}"
                 )
-            if prefix == model:
+            if prefix == model_of(model):
                 special[key] = value
+            elif prefix == model:
+                of_variant[key] = value
         elif name in known[model] or not any(name in keys for keys in known.values()):
             general[name] = value
-    return {**general, **special}
+    return {**general, **special, **of_variant}
+
+
+def model_of(label: str) -> str:
+    """The model of a variant: ``LLMSTAR`` of ``LLMSTAR:plain``; a model without a variant's name is its own."""
+    return label.partition(":")[0]
 
 
 # --- help -----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import gc
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
@@ -26,7 +27,7 @@ from recbole.utils.argument_list import dataset_arguments, training_arguments
 from recbole_llm import checkpoint, stock
 from recbole_llm.backbone.foundation import source_configs
 from recbole_llm.backbone.llm import fetch_backbone
-from recbole_llm.config import load_yaml, make_config, settings_for
+from recbole_llm.config import load_yaml, make_config, model_of, settings_for
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError, closest
 from recbole_llm.evaluation import RankingResult, evaluate, stock_predictions, stock_scores
@@ -74,7 +75,8 @@ def compare(
     """Train and test several models on one dataset, split and candidate sets.
 
     Args:
-        models: names, ours and stock sequential ones; the first is what the others are compared with.
+        models: names, ours and stock sequential ones; the first is what the others are compared with. ``LLMSTAR:plain`` is
+            LLMSTAR once more, under that name and with the settings ``LLMSTAR:plain.<key>``: an ablation, or another teacher.
         dataset: a dataset's name.
         seeds: each model runs once per seed; empty: the configured one.
         config_file_list: YAML files.
@@ -91,7 +93,11 @@ def compare(
     settings = dict(settings or {})
     repeated = {name for name in models if list(models).count(name) > 1}
     if repeated:
-        raise UserError(f"model: {sorted(repeated)[0]} is named twice.")
+        name = sorted(repeated)[0]
+        raise UserError(f"model: {name} is named twice; call the second a variant, {name}:b, and set --{name}:b.<key>=<value>.")
+    for name in models:
+        if not re.fullmatch(r"\w+(:[\w-]+)?", name):
+            raise UserError(f"model: {name!r} is no name; a model's, or one such as LLMSTAR:plain for a variant of LLMSTAR.")
     configs = {
         (seed, name): configure(name, dataset, models, seed, config_file_list, settings)
         for seed in (list(seeds) or [None])
@@ -107,7 +113,11 @@ def compare(
         try:
             # A teacher that several models share has one row.
             known = {row.get("checkpoint") for row in rows}
-            rows += [row for row in run_model(config, data, models) if row["checkpoint"] not in known]
+            for row in run_model(config, data, models):
+                if row.get("role") != "teacher":
+                    rows.append({**row, "model": name})
+                elif row["checkpoint"] not in known:
+                    rows.append(row)
         except UserError as error:
             if not rows:
                 raise
@@ -127,50 +137,53 @@ def configure(
     config_file_list: Sequence[str] | None,
     settings: Mapping[str, Any],
 ) -> Config:
-    """The configuration of one model of a comparison."""
+    """The configuration of one model, or variant of one, of a comparison."""
     files = {}
     for file in config_file_list or ():
         files.update(load_yaml(file))
-    ours = [model for model in models if is_ours(model)]
+    together = {**files, **settings}
+    ours = [label for label in models if is_ours(model_of(label))]
     # A teacher may be addressed by its name ("SASRec.epochs") whether or not it is among the models.
-    teachers = [str({**files, **settings}.get("teacher") or "SASRec")] if ours else []
-    named = list(dict.fromkeys([*models, *teachers]))
-    from_files = {"protocol": default_protocol(ours, {**files, **settings}), **settings_for(name, files, named)}
+    teachers = {label: _teacher_of(label, together) for label in ours}
+    named = list(dict.fromkeys([*models, *teachers.values()]))
+    from_files = {"protocol": default_protocol(ours, together), **settings_for(name, files, named)}
     given = settings_for(name, settings, named)
     if seed is not None:
         given["seed"] = seed
     if name not in ours and ours:
         # A baseline beside LLM recommenders keeps RecBole's training settings, as their teacher does: the LLM's learning rate
         # or epochs would not make it a fair baseline. What is given in its own name holds.
-        own = {key for key in (*files, *settings) if key.startswith(f"{name}.")}
+        own = {key.rpartition(".")[2] for key in together if key.startswith((f"{name}.", f"{model_of(name)}."))}
         for values in (from_files, given):
-            for key in (*training_arguments, "valid_users", "valid_items"):
-                if f"{name}.{key}" not in own:
-                    values.pop(key, None)
-    for_teacher = {
-        key.partition(".")[2]: value
-        for teacher in teachers
-        for key, value in {**files, **settings}.items()
-        if key.startswith(f"{teacher}.")
-    }
-    if name in ours and for_teacher:
-        given["teacher_settings"] = {**(from_files.get("teacher_settings") or {}), **(given.get("teacher_settings") or {})}
-        given["teacher_settings"].update(for_teacher)
-    config = make_config(name, dataset, config_dict=from_files, command_line=given)
+            for key in {*training_arguments, "valid_users", "valid_items"} - own:
+                values.pop(key, None)
+    if name in ours:
+        teacher = f"{teachers[name]}."
+        for_teacher = {key.removeprefix(teacher): value for key, value in together.items() if key.startswith(teacher)}
+        if for_teacher:
+            given["teacher_settings"] = {**(from_files.get("teacher_settings") or {}), **(given.get("teacher_settings") or {})}
+            given["teacher_settings"].update(for_teacher)
+    config = make_config(model_of(name), dataset, config_dict=from_files, command_line=given)
     if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
         raise UserError(f"model: {name} is no sequential model; compare it with RecBole's own run_recbole.")
-    if name in teachers:  # as the teacher of the others, so that it is trained once
+    if name in teachers.values():  # as the teacher of the others, so that it is trained once
         for key, value in (config["teacher_settings"] or {}).items():
             given.setdefault(key, value)
         config = make_config(name, dataset, config_dict=from_files, command_line=given)
     return config
 
 
+def _teacher_of(label: str, settings: Mapping[str, Any]) -> str:
+    """The name of the teacher of one of our models, or of a variant."""
+    keys = (f"{label}.teacher", f"{model_of(label)}.teacher", "teacher")
+    return str(next((settings[key] for key in keys if settings.get(key)), "SASRec"))
+
+
 def default_protocol(ours: Sequence[str], settings: Mapping[str, Any]) -> str:
     """The protocol of a comparison that names none: that of the first of our models which has one of its own."""
     if settings.get("recommend_by") in ("generation", "yes_no"):
         return settings["recommend_by"]
-    defaults = (load_yaml(properties_folder() / MODELS[name].properties).get("protocol") for name in ours)
+    defaults = (load_yaml(properties_folder() / MODELS[model_of(label)].properties).get("protocol") for label in ours)
     return next(filter(None, defaults), "retrieval")
 
 

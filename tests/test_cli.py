@@ -100,6 +100,7 @@ MISTAKES = {
     "too few items": (nothing, ["--eval_args={'mode': 'uni99'}"], r"uni99.*set it to"),
     "unknown model": (nothing, ["--model=LLMSTARR"], "LLMSTAR"),
     "model named twice": (nothing, ["--model=SASRec,SASRec"], "twice"),
+    "no name for a variant": (nothing, ["--model=SASRec,LLMSRec:a b"], "no name"),
     "no sequential model": (nothing, ["--model=LLMSRec,BPR"], "no sequential model"),
     "unknown dataset": (nothing, ["--dataset=chian"], "did you mean 'chain'"),
     "unknown backbone": (nothing, ["--backbone=smolm2-135m"], "smollm2-135m"),
@@ -176,6 +177,21 @@ def test_a_comparison_prints_a_table_and_writes_results(chain_data, capsys):
     assert "SASRec (teacher)" in out and "LLMSTAR" in out and "(p" in out
     users = Path("users.tsv").read_text().splitlines()
     assert len(users) - 1 == sum(row["users"] for row in rows)
+
+
+def test_variants_of_a_model_stand_in_one_table(chain_data, capsys):
+    """An ablation and another teacher beside the model itself: each variant differs by its own keys alone."""
+    arguments = ["--LLMSRec:plain.distill_weight=0", "--LLMSRec:gru.teacher=GRU4Rec", "--GRU4Rec.embedding_size=8"]
+    assert run(chain_data, *arguments, "--GRU4Rec.epochs=1", "--results_file=out.json",
+               models="SASRec,LLMSRec,LLMSRec:plain,LLMSRec:gru") == 0  # fmt: skip
+    rows = json.loads(Path("out.json").read_text())
+    assert [row["model"] for row in rows] == ["SASRec", "LLMSRec", "LLMSRec:plain", "LLMSRec:gru", "GRU4Rec (teacher)"]
+    assert "LLMSRec:gru" in capsys.readouterr().out
+    settings = [json.loads(path.read_text()) for path in Path("saved").glob("LLMSRec-*/recbole_llm.json")]
+    found = {(run["settings"].get("distill_weight"), run["teacher"]["model"]) for run in settings}
+    assert found == {(None, "SASRec"), (0, "SASRec"), (None, "GRU4Rec")}
+    teachers = {path.name.split("-")[0] for path in Path("saved").iterdir()}
+    assert teachers == {"SASRec", "LLMSRec", "GRU4Rec"} and len(list(Path("saved").iterdir())) == 5
 
 
 def test_the_same_command_twice_gives_the_same_numbers(chain_data, capsys):

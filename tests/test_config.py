@@ -592,6 +592,16 @@ def test_settings_go_to_the_models_that_know_them():
         settings_for("LLMSTAR", {"SASREC.epochs": 5}, models)
 
 
+def test_settings_of_a_variant():
+    given = {"beta": 0.5, "LLMSTAR.epochs": 3, "LLMSTAR:plain.beta": 0, "LLMSTAR:plain.epochs": 4}
+    models = ["LLMSTAR", "LLMSTAR:plain", "LLMSTAR:other"]
+    assert settings_for("LLMSTAR", given, models) == settings_for("LLMSTAR:other", given, models) == {"beta": 0.5, "epochs": 3}
+    assert settings_for("LLMSTAR:plain", given, models) == {"beta": 0, "epochs": 4}
+    with pytest.raises(UserError, match="did you mean 'LLMSTAR:plain'"):
+        settings_for("LLMSTAR", {"LLMSTAR:plane.beta": 0}, models)
+    assert parse_command_line(["--LLMSTAR:plain.beta=0"]) == {"LLMSTAR:plain.beta": 0}
+
+
 # --- help -------------------------------------------------------------------------------------------------------------
 
 

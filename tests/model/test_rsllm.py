@@ -233,4 +233,4 @@ def test_other_teachers_and_the_command_line(chain_data, teacher):
     assert cli.main(command.split()) == 0
     rows = json.loads(Path("out.json").read_text())
     assert {"hit@1", "validratio"} <= set(rows[0]["metrics"])
-    assert [row["model"].split()[0] for row in rows] == ["RSLLM", teacher]
+    assert [row["model"] for row in rows] == ["RSLLM", f"{teacher} (teacher)"]
