@@ -13,7 +13,8 @@ class ItemTable:
     """A cache of item representations that empties itself when the weights they came from change.
 
     Every in-place change of a parameter (an optimizer step, loading a checkpoint) raises the version that PyTorch
-    keeps of it, so that no caller has to remember to invalidate the table.
+    keeps of it, so that no caller has to remember to invalidate the table. Fused optimizers alone leave it as it is: whoever
+    uses one calls ``torch.autograd.graph.increment_version`` after its step, as the trainer does.
 
     Args:
         encode: internal item ids int64 ``[n]`` -> representations ``[n, d']``.
