@@ -59,7 +59,16 @@ def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a safetensors file in one step."""
-    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    ready: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        # A file holds no two tensors in one memory. What owns its memory is not copied: an item head may have gigabytes.
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in storages:
+            tensor = tensor.clone()
+        storages.add(tensor.untyped_storage().data_ptr())
+        ready[name] = tensor
     replace_file(file, lambda temporary: save_file(ready, str(temporary)))
 
 

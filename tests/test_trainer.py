@@ -70,6 +70,14 @@ def test_early_stopping_counts_validations(make_model):
     assert len(trainer.log) == 3  # the first is the best, two more bring nothing
 
 
+def test_tensors_that_share_memory_are_written_whole(tmp_path):
+    table = torch.randn(6, 4)
+    tensors = {"one": table, "same": table, "row": table[1], "turned": table.t(), "part": table[:3], "empty": torch.zeros(0)}
+    checkpoint.write_tensors(tmp_path / "file.safetensors", tensors)
+    found = checkpoint.read_tensors(tmp_path / "file.safetensors", "cpu")
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
 def test_checkpoint_holds_trained_weights_only(make_model):
     trainer, train, valid, _ = trainer_of(make_model, epochs=1)
     trainer.fit(train, valid)
