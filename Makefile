@@ -17,7 +17,7 @@ lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check .
 
 bench: $(INSTALLED)
-	$(VENV)/bin/python benchmarks/step_cost.py
+	for name in step_cost generation_cost st2si_cost softmax_memory; do $(VENV)/bin/python benchmarks/$$name.py || exit 1; done
 
 # The marker is written last, so that an installation that was cut off is taken up again.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
