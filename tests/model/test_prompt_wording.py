@@ -78,10 +78,10 @@ def test_user_prompts_say_what_the_papers_code_says(make_model, games, model, go
     )
 
 
-def test_the_baselines_of_llmsrec_and_no_others_name_their_goal():
+def test_the_baselines_of_llmsrec_name_their_goal():
     config_of = {name: make_config(name, "ml-100k") for name in MODELS if name != "ZeroShot"}
     with_goal = {name for name, config in config_of.items() if config["prompt_goal"]}
-    assert with_goal == {"TALLRec", "LLaRA", "CoLLM", "ALLMRec"}
+    assert with_goal == {"TALLRec", "LLaRA", "CoLLM", "ALLMRec", "RSLLM"}  # RSLLM stands beside them
 
 
 def test_a_request_of_the_users_own_is_taken_as_it_is(make_model):

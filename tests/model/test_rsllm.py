@@ -188,7 +188,7 @@ def test_one_stage_alone_is_trained_and_evaluated_on_its_own_prompts(make_model,
     config, model, splits = rsllm(make_model, **settings)
     assert model.hybrid is hybrid, "a model that is only loaded shows the prompts that it was trained on last"
     trainer = get_trainer(config["MODEL_TYPE"], "RSLLM")(config, model)
-    train, valid, test = dataloaders(config, splits["train"], splits)
+    train, valid, test = dataloaders(config, model._dataset, splits)
     seen = set()
     plain = model.calculate_loss
     model.calculate_loss = lambda rows: seen.add((model.stage, model.hybrid)) or plain(rows)

@@ -315,7 +315,7 @@ def collm(make_model, **settings):
     config, model, splits = make_model("CoLLM", **{"epochs": 1, "eval_step": 1, **settings})
     trainer = get_trainer(config["MODEL_TYPE"], "CoLLM")(config, model)
     trainer.saved_model_file = str(Path(config["checkpoint_dir"]) / "run")
-    return trainer, *dataloaders(config, splits["train"], splits)
+    return trainer, *dataloaders(config, model._dataset, splits)
 
 
 def test_collm_trains_in_two_steps(make_model):

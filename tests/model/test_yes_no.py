@@ -165,7 +165,7 @@ def yes_no_of(monkeypatch, no, yes):
         said[text] if text in said else encode(tokenizer, [text])[0] for text in texts
     ])  # fmt: skip
     config = {"title_words": ["film"], "history_length": 5, "max_prompt_tokens": None, "max_item_tokens": 9, **YES_NO}
-    cost = SimpleNamespace(micro_batch_tokens=100, call_cost=1)
+    cost = SimpleNamespace(micro_batch_tokens=100, call_cost=1, recompute=False)
     return YesNoAnswers(load_backbone({"backbone": "tiny"}), ["", "Heat"], config, cost, None)
 
 
