@@ -388,7 +388,7 @@ def test_an_interrupted_stage_goes_on_to_the_same_numbers(make_model, tmp_path, 
     ],
 )
 def test_mistakes_in_stages(stages, message):
-    from recbole_llm.staged_trainer import read_stages
+    from recbole_llm.stages import read_stages
 
     with pytest.raises(UserError, match=message):
         read_stages(stages, 1, 1e-3)
