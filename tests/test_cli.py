@@ -226,13 +226,22 @@ def test_ctrl_c_ends_with_a_sentence_and_keeps_what_was_trained(chain_data, tmp_
     arguments = command_of(chain_data, "--epochs=10000", "--stopping_step=10000", models="SASRec,LLMSRec")[1:]
     command = [sys.executable, str(ROOT / "run_recbole_llm.py"), *arguments]
     with open("err.txt", "w") as error:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=error, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        deadline = time.time() + 120
-        while not list(Path("saved").glob("LLMSRec-*/resume/state.json")):
-            assert process.poll() is None and time.time() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 2
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=error,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
+        )
+        try:
+            deadline = time.time() + 120
+            while not list(Path("saved").glob("LLMSRec-*/resume/state.json")):
+                assert process.poll() is None and time.time() < deadline
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 2
+        finally:
+            process.kill()
     text = Path("err.txt").read_text()
     assert "Interrupted" in text and "--resume=True" in text and "Traceback" not in text
     assert list(Path("saved").glob("SASRec-*/recbole_llm.json")) and not list(Path("saved").rglob("*.tmp"))

@@ -8,6 +8,7 @@ import email.utils
 import json
 import logging
 import re
+import signal
 import socket
 import sys
 import threading
@@ -555,7 +556,15 @@ def test_a_connection_now_and_then_goes_on(endpoint, settings, monkeypatch):
 # --- interrupted ----------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_stops_promptly_and_keeps_what_is_finished(endpoint, settings):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, also where the tests run in the background and it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_promptly_and_keeps_what_is_finished(endpoint, settings, interruptible):
     def hang_on_c(prompt, nth):
         if prompt == "c":
             threading.Timer(0.2, _thread.interrupt_main).start()
