@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data.utils import create_samplers, get_dataloader
+from recbole.model.loss import BPRLoss
 from recbole.utils import get_model, get_trainer, init_seed
 from torch import Tensor, nn
 from torch.nn import functional
@@ -203,6 +204,7 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
         trainer.save_step = trainer.pretrain_epochs + 1
         trainer.pretrain(train_data, verbose=True, show_progress=config["show_progress"])
         model.train_stage = "finetune"
+        model.loss_fct = BPRLoss() if model.loss_type == "BPR" else nn.CrossEntropyLoss()
         trainer = trainer_class(config, model)
     temporary = Path(f"{folder}.{os.getpid()}.pth")
     trainer.saved_model_file = str(temporary)

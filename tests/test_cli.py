@@ -179,6 +179,19 @@ def test_a_comparison_prints_a_table_and_writes_results(chain_data, capsys):
     assert len(users) - 1 == sum(row["users"] for row in rows)
 
 
+def test_s3rec_is_pretrained_and_then_finetuned(chain_data):
+    arguments = ["--epochs=2", "--pretrain_epochs=2", "--item_attribute=title", "--hidden_size=8", "--train_batch_size=64"]
+    arguments.append("--load_col={inter: [user_id, item_id, timestamp], item: [item_id, title]}")
+    settings = [f"--{key}={SMALL[key]}" for key in ("topk", "valid_metric", "eval_args", "use_gpu", "show_progress")]
+    command = ["run", "--model=S3Rec", "--dataset=chain", f"--data_path={chain_data}", "--protocol=retrieval", *settings]
+    assert cli.main([*command, *arguments, "--results_file=out.json"]) == 0
+    assert json.loads(Path("out.json").read_text())[0]["metrics"]["hit@5"] > 0
+    assert len(list(Path("saved").iterdir())) == 1, "no copies of the pre-trained model are left"
+    assert cli.main([*command, *arguments, "--results_file=again.json"]) == 0
+    first, again = (json.loads(Path(name).read_text())[0]["metrics"] for name in ("out.json", "again.json"))
+    assert first == again
+
+
 def test_variants_of_a_model_stand_in_one_table(chain_data, capsys):
     """An ablation and another teacher beside the model itself: each variant differs by its own keys alone."""
     arguments = ["--LLMSRec:plain.distill_weight=0", "--LLMSRec:gru.teacher=GRU4Rec", "--GRU4Rec.embedding_size=8"]
