@@ -27,11 +27,11 @@ from recbole.utils.argument_list import dataset_arguments, training_arguments
 from recbole_llm import checkpoint, stock
 from recbole_llm.backbone.foundation import source_configs
 from recbole_llm.backbone.llm import fetch_backbone
-from recbole_llm.config import load_yaml, make_config, model_of, settings_for
+from recbole_llm.config import load_yaml, make_config, model_of, read_schema, settings_for
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError, closest
 from recbole_llm.evaluation import RankingResult, evaluate, stock_predictions, stock_scores
-from recbole_llm.registry import MODELS, TEXT_ARGUMENTS, is_ours, properties_folder
+from recbole_llm.registry import TEXT_ARGUMENTS, is_ours
 from recbole_llm.trainer import load_trained_weights
 
 # Settings beside RecBole's ``dataset_arguments`` that decide what a split dataset is.
@@ -183,8 +183,9 @@ def default_protocol(ours: Sequence[str], settings: Mapping[str, Any]) -> str:
     """The protocol of a comparison that names none: that of the first of our models which has one of its own."""
     if settings.get("recommend_by") in ("generation", "yes_no"):
         return settings["recommend_by"]
-    defaults = (load_yaml(properties_folder() / MODELS[model_of(label)].properties).get("protocol") for label in ours)
-    return next(filter(None, defaults), "retrieval")
+    schema = read_schema()
+    keys = (schema[f"model/{model_of(label)}"].get("protocol") for label in ours)
+    return next((key.default for key in keys if key is not None), "retrieval")
 
 
 def start_logging(config: Config, models: Sequence[str]) -> None:

@@ -65,6 +65,11 @@ class EncoderCounts:
     padding: int = 0
     calls: int = 0
 
+    def ask(self, batch: PromptBatch, answer_tokens: int = 0) -> None:
+        """Count prompts that are asked for, with the tokens of the answers that are fed behind them."""
+        self.prompts += len(batch)
+        self.tokens += int(batch.lengths.sum()) + answer_tokens
+
 
 class PromptEncoder(nn.Module):
     """Encodes :class:`PromptBatch` es with a :class:`Backbone`.
@@ -101,8 +106,7 @@ class PromptEncoder(nn.Module):
         lengths = batch.lengths
         shares = self.settings.share_prefix and (batch.parent >= 0).any()
         originals = np.flatnonzero(batch.parent < 0) if shares else np.arange(len(batch))
-        self.counts.prompts += len(batch)
-        self.counts.tokens += int(lengths.sum())
+        self.counts.ask(batch)
 
         outputs, rows = [], []
         micro_batches = cut_into_micro_batches(

@@ -160,8 +160,8 @@ def title_loss(
     Raises:
         ValueError: arguments that do not fit each other, or more tokens than the LLM has positions.
     """
-    losses, counts, _, _ = _titles(backbone, batch, vectors, targets, micro_batch_tokens, call_cost, recompute, False)
-    return losses, counts
+    found = title_features(backbone, batch, vectors, targets, micro_batch_tokens, call_cost, recompute, pool=False)
+    return found.losses, found.counts
 
 
 def title_features(
@@ -172,26 +172,17 @@ def title_features(
     micro_batch_tokens: int,
     call_cost: int,
     recompute: bool = False,
+    pool: bool = True,
 ) -> TitleFeatures:
     """:func:`title_loss` together with the pooled hidden states of the same pass.
 
     Args:
         batch: as there, each with a part to pool (``PromptBatch.pooled``).
         targets: as there, each of a token or more beside the end token.
+        pool: False leaves the pooled states out; they are empty then, and nothing is asked of ``batch`` and ``targets``.
+
+    The other arguments are those of :func:`title_loss`.
     """
-    return _titles(backbone, batch, vectors, targets, micro_batch_tokens, call_cost, recompute, True)
-
-
-def _titles(
-    backbone: Backbone,
-    batch: PromptBatch,
-    vectors: Tensor,
-    targets: Sequence[Sequence[int]],
-    micro_batch_tokens: int,
-    call_cost: int,
-    recompute: bool,
-    pool: bool,
-) -> TitleFeatures:
     counts = np.array([len(target) for target in targets], dtype=np.int64)
     if len(targets) != len(batch) or (counts == 0).any():
         raise ValueError(f"{len(batch)} prompts need as many targets, each of a token or more.")
