@@ -81,6 +81,24 @@ def make_model(tiny_settings):
     return make
 
 
+@pytest.fixture
+def untied_backbone(tmp_path):
+    """A folder with the tiny LLM, whose output head has weights of its own, and one with its decoder alone."""
+    import transformers
+
+    from recbole_llm.backbone.llm import load_backbone
+
+    tiny = load_backbone({"backbone": "tiny"})
+    config = transformers.LlamaConfig(**tiny.causal_lm.config.to_dict() | {"tie_word_embeddings": False})
+    folders = tmp_path / "untied", tmp_path / "decoder"
+    for kind, folder in zip((transformers.LlamaForCausalLM, transformers.LlamaModel), folders, strict=True):
+        kind(config).save_pretrained(folder)
+        tiny.tokenizer.save_pretrained(folder)
+    # The settings name the whole model, whichever class wrote them.
+    (folders[1] / "config.json").write_text((folders[0] / "config.json").read_text())
+    return folders
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)

@@ -167,8 +167,21 @@ class Backbone(nn.Module):
         """Where the weights lie."""
         return self.embedding.weight.device
 
-    def train_output_head(self) -> None:
-        """Let ``tuning: full`` train the output head too, for a loss that reads vocabulary logits."""
+    def require_output_head(self, name: str, purpose: str) -> None:
+        """Say that vocabulary logits will be read: ``tuning: full`` trains the output head too from here on.
+
+        Args:
+            name: what the user calls the LLM.
+            purpose: what the logits are for, as in "it cannot ``purpose``".
+
+        Raises:
+            UserError: the checkpoint holds the decoder alone.
+        """
+        if getattr(self.causal_lm, "lacks_output_head", False):
+            raise UserError(
+                f"backbone: {name} holds no output head, so it cannot {purpose}; choose another LLM, or "
+                f"recommend_by: retrieval."
+            )
         self.causal_lm.get_output_embeddings().requires_grad_(self.tuning == "full")
 
     def train(self, mode: bool = True) -> Backbone:
@@ -431,7 +444,7 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
        large anywhere in a call are computed in 16 bits for all of it;
      * ``tuning``: frozen, lora or full [frozen]. LoRA matrices are float32 beside weights of any type. Under full,
        everything that :meth:`Backbone.forward` uses is trained; an output head with weights of its own only where
-       :meth:`Backbone.train_output_head` asks for it;
+       :meth:`Backbone.require_output_head` asks for it;
      * ``lora_r`` [8], ``lora_alpha`` [16], ``lora_dropout`` [0.05], ``lora_target_modules``: names, or all-linear for
        every linear layer but the output head [peft's choice for the architecture, else all-linear];
      * ``merge_adapter``: refused where there will be nothing to merge, see :func:`merged_adapter` [False];

@@ -115,12 +115,7 @@ class LLMRecommender(BackboneRecommender):
     def _prepare_generation(self, config: Config, dataset: TextSequentialDataset) -> None:
         """Prompts and decoding of ``recommend_by: generation``."""
         backbone = self.backbone
-        if getattr(backbone.causal_lm, "lacks_output_head", False):
-            raise UserError(
-                f"backbone: {config['backbone']} holds no output head, so it cannot write titles; choose another LLM, or "
-                f"recommend_by: retrieval."
-            )
-        backbone.train_output_head()
+        backbone.require_output_head(config["backbone"], "write titles")
         self.loss_names = ("title",)
         self.train_candidates = config["train_candidates"]
         templates = config["title_prompts"] or []

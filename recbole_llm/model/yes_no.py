@@ -40,11 +40,7 @@ class YesNoAnswers:
     def __init__(
         self, backbone: Backbone, item_texts: list[str], config: Config, settings: EncoderSettings, counts: EncoderCounts
     ) -> None:
-        if getattr(backbone.causal_lm, "lacks_output_head", False):
-            raise UserError(
-                f"backbone: {config['backbone']} holds no output head, so it cannot answer Yes or No; choose another LLM, or "
-                f"recommend_by: retrieval."
-            )
+        backbone.require_output_head(config["backbone"], "answer Yes or No")
         self.backbone, self.counts = backbone, counts
         self.cost = {"micro_batch_tokens": settings.micro_batch_tokens, "call_cost": settings.call_cost}
         self.recompute = settings.recompute

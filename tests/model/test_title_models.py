@@ -6,12 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 from torch.nn import functional
 
 from recbole_llm import cli
 from recbole_llm.backbone.endpoint import Answer
-from recbole_llm.backbone.llm import load_backbone
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation import draw_candidates, evaluate_ranking, rank_of_target, shuffled_columns
 from recbole_llm.model.title_generation import TitleGenerator
@@ -165,12 +163,8 @@ def test_learning_to_answer(make_model):
     ("form", "tuning", "trained"),
     [("generation", "full", True), ("generation", "lora", False), ("retrieval", "full", False)],
 )
-def test_an_output_head_of_its_own_is_trained_where_titles_are_written(make_model, tmp_path, form, tuning, trained):
-    tiny = load_backbone({"backbone": "tiny"})
-    config = transformers.LlamaConfig(**tiny.causal_lm.config.to_dict() | {"tie_word_embeddings": False})
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "untied")
-    tiny.tokenizer.save_pretrained(tmp_path / "untied")
-    settings = {"backbone": str(tmp_path / "untied"), "recommend_by": form, "train_candidates": 5, "tuning": tuning}
+def test_an_output_head_of_its_own_is_trained_where_titles_are_written(make_model, untied_backbone, form, tuning, trained):
+    settings = {"backbone": str(untied_backbone[0]), "recommend_by": form, "train_candidates": 5, "tuning": tuning}
     _, model, splits = make_model("TALLRec", **settings)
     model.train()
     model.calculate_loss(rows_of(splits["train"]))[0].backward()
@@ -232,19 +226,10 @@ def test_an_endpoint_is_asked_and_its_silence_is_counted(make_model, monkeypatch
     assert model.titles.metrics() == {"validratio": 0.5, "incomplete": 1.0}
 
 
-def test_a_backbone_without_an_output_head_writes_no_titles(make_model, tmp_path):
-    config = transformers.LlamaConfig(
-        vocab_size=1000, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        tie_word_embeddings=False,
-    )  # fmt: skip
-    config.architectures = ["LlamaForCausalLM"]
-    tokenizer = load_backbone({"backbone": "tiny"}).tokenizer
-    config.vocab_size = len(tokenizer)
-    transformers.LlamaModel(config).save_pretrained(tmp_path / "llm")
-    tokenizer.save_pretrained(tmp_path / "llm")
-    make_model("TALLRec", backbone=str(tmp_path / "llm"))
-    with pytest.raises(UserError, match="no output head.*recommend_by: retrieval"):
-        make_model("TALLRec", **BY_TITLE, backbone=str(tmp_path / "llm"))
+def test_a_backbone_without_an_output_head_writes_no_titles(make_model, untied_backbone):
+    make_model("TALLRec", backbone=str(untied_backbone[1]))
+    with pytest.raises(UserError, match="no output head, so it cannot write titles.*recommend_by: retrieval"):
+        make_model("TALLRec", **BY_TITLE, backbone=str(untied_backbone[1]))
 
 
 # User vectors, CoLLM, A-LLMRec

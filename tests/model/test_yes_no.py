@@ -139,6 +139,16 @@ def test_only_lora_is_trained(make_model):
     assert all("lora_" in name and parameter.grad is not None for name, parameter in model.trained_parameters().items())
 
 
+def test_an_output_head_of_its_own_is_trained_and_a_missing_one_refused(make_model, untied_backbone):
+    _, model, splits = make_model("TALLRec", **YES_NO, tuning="full", backbone=str(untied_backbone[0]))
+    model.train()
+    model.calculate_loss(splits["train"].inter_feat[torch.arange(4)])[0].backward()
+    head = model.trained_parameters()["encoder.backbone.causal_lm.lm_head.weight"]
+    assert head.grad[list(model.yes_no.answers)].abs().sum(dim=1).min() > 0
+    with pytest.raises(UserError, match="no output head, so it cannot answer Yes or No"):
+        make_model("TALLRec", **YES_NO, backbone=str(untied_backbone[1]))
+
+
 @pytest.mark.parametrize(
     ("no", "yes", "suffix", "answers"),
     [([7], [8], [], (7, 8)), ([3, 7], [3, 8, 9], [3], (7, 8)), ([3, 4, 5], [3, 6], [3], (4, 6))],
@@ -165,6 +175,7 @@ def yes_no_of(monkeypatch, no, yes):
         said[text] if text in said else encode(tokenizer, [text])[0] for text in texts
     ])  # fmt: skip
     config = {"title_words": ["film"], "history_length": 5, "max_prompt_tokens": None, "max_item_tokens": 9, **YES_NO}
+    config["backbone"] = "tiny"
     cost = SimpleNamespace(micro_batch_tokens=100, call_cost=1, recompute=False)
     return YesNoAnswers(load_backbone({"backbone": "tiny"}), ["", "Heat"], config, cost, None)
 
