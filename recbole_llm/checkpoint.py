@@ -15,9 +15,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recbole_llm.errors import UserError
+from recbole_llm.files import replace_file
 
 RECORD = "recbole_llm.json"
 WEIGHTS = "model.safetensors"
@@ -43,18 +43,6 @@ def folder_of(path: str | Path) -> Path:
     """The checkpoint folder that ``path`` means: the folder itself, or a file in it."""
     path = Path(path)
     return path.parent if path.is_file() else path
-
-
-def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside its place, then move it there in one step: a killed program leaves the old one whole."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:

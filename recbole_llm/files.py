@@ -1,13 +1,25 @@
-"""Folders that are there whole or not at all."""
+"""Files and folders that are there whole or not at all, for whoever may read what the user writes."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+
+def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file beside its place, then move it there in one step: a killed program leaves the old one whole."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        _settle(temporary)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -26,11 +38,19 @@ def written_folder(target: Path) -> Iterator[Path]:
         made = Path(scratch) / "new"
         yield made
         for path in [*made.rglob("*"), made]:
-            _sync(path)
+            _settle(path)
         if target.exists():
             os.rename(target, Path(scratch) / "old")
         os.rename(made, target)
     _sync(target.parent)
+
+
+def _settle(path: Path) -> None:
+    """Force a new file or folder to disk, with the mode of any that this user makes: safetensors' are the owner's alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~mask)
+    _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm import checkpoint
 from recbole_llm.data.collate import PromptBatch
+from recbole_llm.files import replace_file
 
 ROWS_AT_ONCE = 512
 
@@ -68,7 +68,7 @@ class StoredStates:
                     values[self._starts[part[0]] : self._starts[part[-1] + 1]] = encode(build(part)).cpu().numpy()
                 values.flush()
 
-            checkpoint.replace_file(self.file, write)
+            replace_file(self.file, write)
         self._values = np.load(self.file, mmap_mode="r", allow_pickle=False)
 
     def name_rows(self, history: np.ndarray, lengths: np.ndarray) -> None:
