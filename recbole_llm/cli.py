@@ -1,4 +1,4 @@
-"""The command line: ``recbole-llm run`` and ``recbole-llm recommend``.
+"""The command line: ``recbole-llm run``, ``recbole-llm table`` and ``recbole-llm recommend``.
 
 A user's mistake ends with one sentence on standard error and exit code 2.
 """
@@ -16,10 +16,12 @@ recbole-llm: LLM-based sequential recommenders in RecBole
 
   recbole-llm run --model=SASRec,LLMSRec,LLMSTAR --dataset=ml-100k [--seed=1,2,3] [--key=value ...]
       train and compare models; --help lists models, datasets, backbones and keys
+  recbole-llm table FILE ... [--against=SASRec]
+      print one table, with tests, of runs that were made apart, from their results_file and per_user_file
   recbole-llm recommend --checkpoint=saved/... (--user=196 | --history='[Toy Story, GoldenEye]') [--topk=10]
       print the top items of a trained model, by title
 """
-COMMANDS = ("run", "recommend")
+COMMANDS = ("run", "table", "recommend")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command not in COMMANDS:
             near = closest(command, COMMANDS)
             raise UserError(f"unknown command {command!r}" + (f"; did you mean {near}?" if near else f"; choose {COMMANDS}."))
-        return {"run": run, "recommend": recommend}[command](rest)
+        return {"run": run, "table": table, "recommend": recommend}[command](rest)
     except UserError as error:
         return _fail(f"Error: {error}")
     except KeyboardInterrupt:
@@ -76,18 +78,18 @@ def run(argv: Sequence[str]) -> int:
     seeds = _seeds(setting("seed"))
     results_file, per_user_file = setting("results_file"), setting("per_user_file")
 
-    from recbole_llm import report
+    from recbole_llm import report, results
     from recbole_llm.quick_start import compare
 
     for key, file in (("results_file", results_file), ("per_user_file", per_user_file)):
         if file:
-            report.check_writable(file, key)
+            results.check_writable(file, key)
 
     def keep(rows: list[Mapping[str, Any]]) -> None:
         if results_file:
-            report.write_json(rows, results_file)
+            results.write_json(rows, results_file)
         if per_user_file:
-            report.write_per_user(rows, per_user_file)
+            results.write_per_user(rows, per_user_file)
 
     rows = compare(models, str(dataset), seeds, files, settings, on_row=keep)
     keep(rows)
@@ -99,16 +101,37 @@ def run(argv: Sequence[str]) -> int:
     return 2 if any("error" in row for row in rows) else 0
 
 
+def table(argv: Sequence[str]) -> int:
+    """``recbole-llm table``: one table of runs that were made apart, on several machines, say."""
+    from recbole_llm import report, results
+    from recbole_llm.config import parse_command_line
+
+    files = [word for word in argv if not word.startswith("-")]
+    settings = parse_command_line([word for word in argv if word.startswith("-")])
+    _refuse_unknown(settings, {"against", "help"})
+    if settings.get("help"):
+        print(USAGE, end="")
+        return 0
+    if not files:
+        raise UserError("name the files of the runs: recbole-llm table sasrec.json llmstar.json sasrec.tsv llmstar.tsv.")
+    rows = results.read_rows(files)
+    first = settings.get("against")
+    names = list(dict.fromkeys(map(report.label_of, rows)))
+    if not names:
+        raise UserError(f"there is no run in {', '.join(files)}; give the results_file of each run.")
+    if first is not None and first not in names:
+        raise UserError(f"--against={first}: the files have {', '.join(names)}.")
+    print(report.format_table(sorted(rows, key=lambda row: report.label_of(row) != first)))
+    return 0
+
+
 def recommend(argv: Sequence[str]) -> int:
     """``recbole-llm recommend``: print the top items for a user or a history."""
     from recbole_llm.config import parse_command_line
 
     known = {"checkpoint", "user", "history", "topk", "exclude_history", "help"}
     settings = parse_command_line(argv)
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        near = closest(unknown[0], known)
-        raise UserError(f"unknown key --{unknown[0]}" + (f"; did you mean --{near}?" if near else f"; known: {sorted(known)}."))
+    _refuse_unknown(settings, known)
     if settings.get("help") or "checkpoint" not in settings:
         if settings.get("help"):
             print(USAGE, end="")
@@ -139,6 +162,13 @@ def recommend(argv: Sequence[str]) -> int:
     for rank, (item, title, score) in enumerate(found, start=1):
         print(f"  {rank:>3} {_printable(title)}  (item {item}, score {score:.4f})")
     return 0
+
+
+def _refuse_unknown(settings: Mapping[str, Any], known: set[str]) -> None:
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        near = closest(unknown[0], known)
+        raise UserError(f"unknown key --{unknown[0]}" + (f"; did you mean --{near}?" if near else f"; known: {sorted(known)}."))
 
 
 def _seeds(value: Any) -> list[int]:

@@ -627,7 +627,7 @@ def parse_command_line(argv: Sequence[str]) -> dict[str, Any]:
 
 def _kinds(name: str, schema: Schema) -> set[str]:
     """Return the types that the files give for a key."""
-    if name in ("model", "dataset", "config_files", "config_file_list", "checkpoint", "user"):
+    if name in ("model", "dataset", "config_files", "config_file_list", "checkpoint", "user", "against"):
         return {"str"}
     ours = {kind for group, keys in schema.items() if group != "recbole" and name in keys for kind in keys[name].types}
     stock = schema["recbole"].get(name, Key(name)).types

@@ -640,6 +640,7 @@ class RankingResult:
         ranks: ``[n]`` int64 rank of the target, from 1.
         metrics: the averages, by RecBole's names.
         seconds: wall time.
+        test_set: digest of users, targets and candidates: what results in pairs must have in common.
     """
 
     user_ids: np.ndarray
@@ -647,6 +648,7 @@ class RankingResult:
     ranks: np.ndarray
     metrics: dict[str, float]
     seconds: float
+    test_set: str
 
 
 @dataclass(frozen=True)
@@ -660,6 +662,7 @@ class LabelResult:
         values: ``[n]`` float64, what the model predicted: higher means likelier to be liked.
         metrics: by RecBole's names.
         seconds: wall time.
+        test_set: digest of users, items and labels: what results in pairs must have in common.
     """
 
     user_ids: np.ndarray
@@ -668,6 +671,7 @@ class LabelResult:
     values: np.ndarray
     metrics: dict[str, float]
     seconds: float
+    test_set: str
 
 
 def _mode(config: Any, phase: str) -> str:
@@ -760,14 +764,15 @@ def evaluate_labels(
     if np.isnan(values).any():
         raise UserError(f"{np.isnan(values).sum()} of the {len(rows)} {phase} predictions are NaN: lower learning_rate.")
     measured = [name for name in config["metrics"] if probabilities or name.lower() == "auc"]
-    users = split.inter_feat[split.uid_field].numpy()[rows]
+    users = split.id2token(split.uid_field, split.inter_feat[split.uid_field].numpy()[rows])
     return LabelResult(
-        user_ids=np.asarray(split.id2token(split.uid_field, users)),
+        user_ids=np.asarray(users),
         rows=rows,
         labels=labels,
         values=values,
         metrics={name.lower(): float(metrics_dict[name.lower()](config).metric_info(values, labels)) for name in measured},
         seconds=time.perf_counter() - started,
+        test_set=_digest(users, split.inter_feat[split.iid_field][rows], labels),
     )
 
 
@@ -844,14 +849,23 @@ def evaluate_ranking(
                 _check_scores(scores, len(batch), candidates.shape[1])
                 ranks[part] = rank_of_target(scores, seed, names[part], None if counted is None else counted[part])
             bar.update(len(batch))
-    users = split.inter_feat[split.uid_field].numpy()[rows]
+    users = split.id2token(split.uid_field, split.inter_feat[split.uid_field].numpy()[rows])
     return RankingResult(
-        user_ids=np.asarray(split.id2token(split.uid_field, users)),
+        user_ids=np.asarray(users),
         rows=rows,
         ranks=ranks,
         metrics=metrics_from_ranks(ranks, config["metrics"], config["topk"]),
         seconds=time.perf_counter() - started,
+        test_set=_digest(users, targets, np.array([split.item_num]) if candidates is None else candidates),
     )
+
+
+def _digest(users: Sequence[str], *parts: np.ndarray | Tensor) -> str:
+    """Name a test set: equal for equal users and int64 ``parts``."""
+    digest = hashlib.sha256("\0".join(map(str, users)).encode())
+    for part in parts:
+        digest.update(np.ascontiguousarray(part, dtype=np.int64).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _questions(split: Any, rows: np.ndarray) -> Interaction:

@@ -301,6 +301,7 @@ def _ranked(ranking, config: Config) -> dict[str, Any]:
         "users": len(ranking.rows),
         "eval_seconds": ranking.seconds,
         "user_ids": ranking.user_ids,
+        "test_set": ranking.test_set,
         **{name: getattr(ranking, name) for name in names},
         "valid_metric": config["valid_metric"],
     }

@@ -1,4 +1,4 @@
-"""What the runner reports: one table for people, JSON for programs, and per-user results for further tests.
+"""What the runner reports to people: one table, in which the models are compared in pairs.
 
 A row is one model trained with one seed (or the failure to do so), a mapping with
 
@@ -6,33 +6,25 @@ A row is one model trained with one seed (or the failure to do so), a mapping wi
 * ``role``: ``model``, or ``teacher`` for a model that was trained only to teach another;
 * ``metrics`` (by RecBole's names), ``users`` (how many were evaluated), ``trained_parameters``, ``train_seconds``,
   ``eval_seconds``; ``valid_metric``, the one that models are chosen and compared by;
-* ``ranks`` and ``user_ids``: the rank of each target and its user, for the paired test; in no JSON. Where labels are
+* ``test_set``: a digest of what was asked, users, targets and candidates; only rows of one test set are tested in pairs;
+* ``ranks`` and ``user_ids``: the rank of each target and its user, for the paired test. Where labels are
   judged, ``labels`` and ``values`` (what the model predicted of each user's item) in place of ``ranks``;
 * ``error``: where the run failed, one sentence, and then nothing of the above but model, dataset and seed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
-import json
 import math
-import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recbole_llm.errors import UserError
 from recbole_llm.evaluation import auc_test, holm, is_per_user, paired_test, per_user, split_metric
 
 Row = Mapping[str, Any]
-
-JSON_KEYS = ("model", "dataset", "seed", "metrics", "users", "trained_parameters", "train_seconds", "eval_seconds")
 
 SIGNIFICANT = 0.05
 
@@ -194,6 +186,9 @@ def _difference_column(lines: Sequence[_Line], valid_metric: str | None, notes: 
         return []
     first = next((line for line in done if not line.is_teacher), done[0])
     metric = _compared_metric(done, valid_metric)
+    if metric is None:
+        notes.append("The models have no metric in common that could be compared by user.")
+        return []
     tests = {line.label: _compare(line, first, metric) for line in done if line is not first}
     adjusted = holm({label: test["p_value"] for label, test in tests.items() if test and "p_value" in test})
     cells = {first.label: "-"}
@@ -216,7 +211,7 @@ def _difference_column(lines: Sequence[_Line], valid_metric: str | None, notes: 
         if any(test and test["seeds"] < len(_seeds_of(done)) for test in tests.values()):
             notes.append("Where a run failed, the difference is over the seeds that both models finished.")
     if any(test and "p_value" not in test for test in tests.values()):
-        notes.append("no test: the two models were not evaluated on the same users.")
+        notes.append("no test: the two models' results by user are not at hand, or not of the same users and candidates.")
     failed_first = next((line for line in lines if not line.is_teacher), first)
     if failed_first is not first:
         notes.append(f"{failed_first.label} failed; the differences are to {first.label}.")
@@ -227,22 +222,24 @@ def _seeds_of(lines: Iterable[_Line]) -> list[Any]:
     return _seeds([row for line in lines for row in line.runs])
 
 
-def _compared_metric(done: Sequence[_Line], valid_metric: str | None) -> str:
-    names = [name for name in _metric_names(done) if all(name in row["metrics"] for line in done for row in line.runs)]
-    wanted = valid_metric or next((row["valid_metric"] for row in done[0].runs if row.get("valid_metric")), names[0])
-    return wanted.lower() if wanted.lower() in names else names[0]
+def _compared_metric(done: Sequence[_Line], valid_metric: str | None) -> str | None:
+    common = [name for name in _metric_names(done) if all(name in row["metrics"] for line in done for row in line.runs)]
+    names = [name for name in common if name == "auc" or is_per_user(name)]
+    wanted = valid_metric or next((row["valid_metric"] for row in done[0].runs if row.get("valid_metric")), "")
+    return wanted.lower() if wanted.lower() in names else next(iter(names), None)
 
 
 def _compare(line: _Line, first: _Line, metric: str) -> dict[str, float] | None:
-    """Test a line against the first: None without a common seed, no p value without common users."""
+    """Test a line against the first: None without a common seed, no p value without a common test set."""
     seeds = [seed for seed in line.by_seed if seed in first.by_seed]
     if not seeds:
         return None
     runs = [[other.by_seed[seed] for seed in seeds] for other in (line, first)]
-    if metric == "auc" and _same_labels(runs[0] + runs[1]):
+    same = all(mine.get("test_set") == theirs.get("test_set") for mine, theirs in zip(*runs, strict=True))
+    if same and metric == "auc" and _same_labels(runs[0] + runs[1]):
         return {**auc_test(runs[0][0]["labels"], *([row["values"] for row in part] for part in runs)), "seeds": len(seeds)}
     mine, theirs = (_user_values(part, metric) for part in runs)
-    if mine is None or theirs is None or not np.array_equal(mine[0], theirs[0]):
+    if not same or mine is None or theirs is None or not np.array_equal(mine[0], theirs[0]):
         means = [np.mean([row["metrics"][metric] for row in part]) for part in runs]
         return {"difference": float(means[0] - means[1]), "seeds": len(seeds)}
     return {**paired_test(mine[1], theirs[1]), "seeds": len(seeds)}
@@ -368,102 +365,3 @@ def _minutes(runs: Sequence[Row]) -> str:
 
 def _has_times(row: Row) -> bool:
     return all(row.get(key) is not None and math.isfinite(row[key]) for key in ("train_seconds", "eval_seconds"))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def write_json(rows: Sequence[Row], file: str | Path) -> None:
-    """Write the rows as a JSON list of objects with :data:`JSON_KEYS`, and ``error`` where a run failed.
-
-    A value that is missing, infinite or no number is null. A teacher's ``model`` ends in ``(teacher)``, so that nobody
-    takes it for the model of that name.
-
-    Raises:
-        UserError: the file cannot be written. An older file of that name is then left whole.
-    """
-    records = []
-    for row in rows:
-        record = {key: row.get(key) for key in JSON_KEYS}
-        record["model"] = label_of(row)
-        record["metrics"] = dict(row.get("metrics") or {})
-        if row.get("error"):
-            record["error"] = _sentence(row["error"])
-        records.append(_plain(record))
-    _write(file, json.dumps(records, indent=2, allow_nan=False, ensure_ascii=False) + "\n", "results_file")
-
-
-def write_per_user(rows: Sequence[Row], file: str | Path) -> None:
-    """Write one line per model, seed and evaluated row: model, seed, user, rank and the value of each metric, by tabs.
-
-    Where labels are judged, a line has model, seed, user, label (1: liked) and the value that the model predicted. Runs
-    that failed have no lines.
-
-    Raises:
-        UserError: the file cannot be written. An older file of that name is then left whole.
-    """
-    done = [row for row in rows if not row.get("error") and row.get("ranks") is not None]
-    judged = [row for row in rows if not row.get("error") and row.get("labels") is not None]
-    names = list(dict.fromkeys(name for row in done for name in row["metrics"] if is_per_user(name)))
-    text = io.StringIO()
-    table = csv.writer(text, delimiter="\t", lineterminator="\n")
-    table.writerow(["model", "seed", "user", *(["label", "value"] if judged else ["rank", *names])])
-    for row in judged:
-        for user, label, value in zip(row["user_ids"], row["labels"], row["values"], strict=True):
-            table.writerow([label_of(row), row["seed"], user, label, f"{value:.9g}"])
-    for row in done:
-        ranks = np.asarray(row["ranks"])
-        values = [per_user(ranks, *split_metric(name)).tolist() if name in row["metrics"] else None for name in names]
-        columns = [[""] * len(ranks) if column is None else [f"{value:.6g}" for value in column] for column in values]
-        users = range(len(ranks)) if row.get("user_ids") is None else row["user_ids"]
-        for user, rank, *cells in zip(users, ranks.tolist(), *columns, strict=True):
-            table.writerow([label_of(row), row["seed"], user, rank, *cells])
-    _write(file, text.getvalue(), "per_user_file")
-
-
-def _plain(value: Any) -> Any:
-    """Turn NumPy's numbers into Python's, and what JSON has no number for into None."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def check_writable(file: str | Path, key: str) -> None:
-    """Refuse a file that could not be written, before hours are spent on what goes into it.
-
-    Raises:
-        UserError: its folder cannot be made or is not writable, or the name is a folder's.
-    """
-    file = Path(file)
-    if file.is_dir():
-        raise UserError(f"{key}: {file} is a folder; name a file.")
-    folder = next(parent for parent in [file.parent, *file.parent.parents] if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"{key}: {file} cannot be written in {folder}; name a file in a folder of yours.")
-
-
-def _write(file: str | Path, text: str, key: str) -> None:
-    """Write a text file in one step: a reader, or a crash, finds the old file or the new one, never a part."""
-    file = Path(file)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "w", encoding="utf-8", newline="\n") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, file)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{key}: {file} cannot be written ({error.strerror}); name a file in a folder of yours."
-        ) from None

@@ -177,6 +177,9 @@ def test_a_comparison_prints_a_table_and_writes_results(chain_data, capsys):
     assert "SASRec (teacher)" in out and "LLMSTAR" in out and "(p" in out
     users = Path("users.tsv").read_text().splitlines()
     assert len(users) - 1 == sum(row["users"] for row in rows)
+    assert len({(row["seed"], row["test_set"]) for row in rows}) == len({row["test_set"] for row in rows}) == 2
+    assert cli.main(["table", "users.tsv", "out.json"]) == 0
+    assert capsys.readouterr().out in out
 
 
 def test_s3rec_is_pretrained_and_then_finetuned(chain_data):

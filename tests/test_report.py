@@ -1,18 +1,14 @@
-"""The runner's table and files, against tables and numbers worked out by hand."""
+"""The runner's table, against tables and numbers worked out by hand."""
 
 from __future__ import annotations
-
-import json
-import os
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from recbole_llm import report
-from recbole_llm.errors import UserError
 from recbole_llm.evaluation import auc_test, metrics_from_ranks
-from recbole_llm.report import format_table, write_json, write_per_user
+from recbole_llm.report import format_table
 
 
 def make_row(model, ranks, seed=1, users=None, metrics=("ndcg", "hit"), topk=(2,), **changes):
@@ -193,6 +189,8 @@ def test_teachers_are_labelled_and_a_shared_one_stands_once():
 def test_models_evaluated_on_other_users_get_no_p_value():
     table = format_table([make_row("A", [2, 2]), make_row("B", [1, 1], users=["u7", "u8"])])
     assert "+.3691 (no test)" in line_of(table, "B") and "no test: the two models" in table
+    others = [make_row("A", [2, 2], test_set="1f"), make_row("B", [1, 1], test_set="2e")]  # other candidates
+    assert "+.3691 (no test)" in line_of(format_table(others), "B")
     without_ranks = {**make_row("B", [1, 1]), "ranks": None}
     assert "(no test)" in line_of(format_table([make_row("A", [2, 2]), without_ranks]), "B")
 
@@ -261,6 +259,13 @@ def test_the_table_fits_the_page_and_loses_no_column(seeds, metrics, name):
             assert rule == "-" * len(header)
 
 
+def test_models_without_a_common_metric_are_not_compared():
+    by_title = make_row("B", [1, 2], metrics=("hit",), topk=(1,))
+    by_title["metrics"]["validratio"] = 1.0
+    page = format_table([make_row("A", [1, 2]), by_title])
+    assert " vs " not in page and "no metric in common" in page and "validratio" in page
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [
@@ -285,104 +290,3 @@ def test_numbers():
     assert [report._decimal(value) for value in (0.0, 0.12345, 1.0, 12.5)] == [".0000", ".1235", "1.0000", "12.5000"]
     assert [report._signed(value) for value in (-0.5, -0.00001, 1.25)] == ["-.5000", "+.0000", "+1.2500"]
     assert line_of(format_table([{**make_row("A", [1]), "metrics": {"ndcg@2": float("nan")}}]), "A").split()[1] == "-"
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def test_json_by_hand(tmp_path):
-    file = tmp_path / "new" / "results.json"
-    first = make_row("SASRec", [1, 2, 3, 3], checkpoint="saved/SASRec")
-    first["users"], first["seed"] = np.int64(4), np.int32(7)
-    write_json([first, make_row("SASRec", [1, 3], role="teacher", train_seconds=float("nan")), failed_row("B")], file)
-    text = file.read_text(encoding="utf-8")
-    assert "NaN" not in text and text.endswith("]\n")
-    assert json.loads(text) == [
-        {
-            "model": "SASRec",
-            "dataset": "ml-100k",
-            "seed": 7,
-            "metrics": {"ndcg@2": pytest.approx((1 + 0.63093) / 4, abs=1e-5), "hit@2": 0.5},
-            "users": 4,
-            "trained_parameters": 123456,
-            "train_seconds": 90.0,
-            "eval_seconds": 12.0,
-        },
-        {
-            "model": "SASRec (teacher)",
-            "dataset": "ml-100k",
-            "seed": 1,
-            "metrics": {"ndcg@2": 0.5, "hit@2": 0.5},
-            "users": 2,
-            "trained_parameters": 123456,
-            "train_seconds": None,
-            "eval_seconds": 12.0,
-        },
-        {
-            "model": "B",
-            "dataset": "ml-100k",
-            "seed": 1,
-            "metrics": {},
-            "users": None,
-            "trained_parameters": None,
-            "train_seconds": None,
-            "eval_seconds": None,
-            "error": "no such file: bring one.",
-        },
-    ]
-    assert list(json.loads(text)[0]) == list(report.JSON_KEYS)
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    file = tmp_path / "results.json"
-    write_json([make_row("A", [1])], file)
-    before = file.read_text()
-
-    def no_space(*arguments):
-        raise OSError(28, "No space left on device")
-
-    for step in ("fsync", "replace"):
-        with monkeypatch.context() as patch:
-            patch.setattr(os, step, no_space)
-            with pytest.raises(UserError, match="results_file: .*results.json cannot be written .No space left"):
-                write_json([make_row("B", [1])], file)
-        assert file.read_text() == before
-        assert os.listdir(tmp_path) == ["results.json"]
-    write_json([make_row("B", [1])], file)
-    assert json.loads(file.read_text())[0]["model"] == "B" and os.listdir(tmp_path) == ["results.json"]
-
-
-def test_a_file_in_the_way_of_the_folder(tmp_path):
-    (tmp_path / "taken").write_text("")
-    with pytest.raises(UserError, match="per_user_file: .* cannot be written"):
-        write_per_user([make_row("A", [1])], tmp_path / "taken" / "users.tsv")
-
-
-def test_judged_labels_by_hand(tmp_path):
-    file = tmp_path / "users.tsv"
-    write_per_user([judged_row("SASRec", [5.0, -1.25], labels=(1, 0)), failed_row("LLMSTAR")], file)
-    assert file.read_text() == "model\tseed\tuser\tlabel\tvalue\nSASRec\t1\tu0\t1\t5\nSASRec\t1\tu1\t0\t-1.25\n"
-
-
-def test_per_user_by_hand(tmp_path):
-    file = tmp_path / "users.tsv"
-    rows = [
-        make_row("A", [1, 2, 3], users=["u1", "tab\tin it", "ü"]),
-        make_row("A", [2], role="teacher", metrics=("mrr",), seed=2),
-        failed_row("B"),
-    ]
-    write_per_user(rows, file)
-    assert file.read_text(encoding="utf-8") == (
-        "model\tseed\tuser\trank\tndcg@2\thit@2\tmrr@2\n"
-        "A\t1\tu1\t1\t1\t1\t\n"
-        'A\t1\t"tab\tin it"\t2\t0.63093\t1\t\n'
-        "A\t1\tü\t3\t0\t0\t\n"
-        "A (teacher)\t2\tu0\t2\t\t\t0.5\n"
-    )
-
-
-def test_figures_of_a_whole_run_have_no_column_per_user(tmp_path):
-    row = make_row("A", [1, 2, 3])
-    write_per_user([{**row, "metrics": {**row["metrics"], "validratio": 0.5, "ilp_accuracy@1": 0.9}}], tmp_path / "users.tsv")
-    assert (tmp_path / "users.tsv").read_text().splitlines()[0] == "model\tseed\tuser\trank\tndcg@2\thit@2"
-    assert "validratio" in format_table([{**row, "metrics": {**row["metrics"], "validratio": 0.5}}])
