@@ -202,7 +202,7 @@ def run_model(config: Config, data: SharedData, models: Sequence[str] = ()) -> l
     """Train and test one model; returns its row, and its teacher's where the teacher is not among ``models``."""
     splits = data.splits(config)
     if not is_ours(config["model"]):
-        return [stock_row(stock.train_or_load(config, splits, config["teacher_training"] or "prefix"), splits)]
+        return [stock_row(stock.train_or_load(config, splits, config["teacher_training"] or "prefix"))]
     init_seed(config["seed"], config["reproducibility"])
     train = data.train(config)
     model = get_model(config["model"])(config, train).to(config["device"])
@@ -233,7 +233,7 @@ def run_model(config: Config, data: SharedData, models: Sequence[str] = ()) -> l
     }
     rows = [row]
     if model.teacher is not None and model.teacher.name not in models:
-        rows.append({**stock_row(model.teacher_run, splits), "role": "teacher"})
+        rows.append({**stock_row(model.teacher_run), "role": "teacher"})
     return rows
 
 
@@ -270,13 +270,13 @@ class EvaluationRows:
         return len(self._dataset)
 
 
-def stock_row(run: stock.StockRun, splits: Mapping[str, TextSequentialDataset]) -> dict[str, Any]:
+def stock_row(run: stock.StockRun) -> dict[str, Any]:
     """The results row of a trained stock model."""
     run.model.eval()
     ranking = evaluate(
         stock_scores(run.model),
         stock_predictions(run.model),
-        splits["test"],
+        run.splits["test"],
         run.config,
         "test",
         progress=run.config["show_progress"],

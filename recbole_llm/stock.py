@@ -138,6 +138,7 @@ class StockRun:
     Attributes:
         model: in evaluation mode, on its device.
         config: its RecBole configuration.
+        splits: what it was trained on and is to be tested on.
         folder: where its weights lie.
         train_seconds: what its training took (as recorded, where it was loaded).
         valid_result: metrics on the validation split at the chosen epoch.
@@ -146,6 +147,7 @@ class StockRun:
 
     model: nn.Module
     config: Config
+    splits: dict[str, Any]
     folder: Path
     train_seconds: float
     valid_result: dict[str, float] = field(default_factory=dict)
@@ -190,7 +192,7 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
         checkpoint.check(record, folder, model=name, fingerprint=fingerprint)
         model.load_state_dict(checkpoint.read_weights(folder, config["device"]))
         getLogger().info(f"{name}: using the trained model in {folder}")
-        return StockRun(model.eval(), config, folder, record["train_seconds"], record["valid_result"], loaded=True)
+        return StockRun(model.eval(), config, splits, folder, record["train_seconds"], record["valid_result"], loaded=True)
 
     getLogger().info(f"{name}: training it now ({training}); it will be kept in {folder}")
     started = time.perf_counter()
@@ -226,7 +228,7 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
         "valid_result": dict(valid_result or {}),
     }
     checkpoint.write(folder, record, model.state_dict())
-    return StockRun(model.eval(), config, folder, seconds, record["valid_result"])
+    return StockRun(model.eval(), config, splits, folder, seconds, record["valid_result"])
 
 
 def _dataloaders(config: Config, splits: dict[str, Any]) -> tuple[Any, Any]:
@@ -256,4 +258,4 @@ def load(folder: str | Path, config: Config, splits: dict[str, Any]) -> StockRun
             f"The weights in {folder} do not fit {config['model']} as it is configured here: give the sizes that it was "
             f"trained with in teacher_settings."
         ) from error
-    return StockRun(model.eval(), config, folder, record["train_seconds"], record["valid_result"], loaded=True)
+    return StockRun(model.eval(), config, splits, folder, record["train_seconds"], record["valid_result"], loaded=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from recbole_llm import stock
 from recbole_llm.config import make_config, read_schema
+from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
 
 
@@ -50,18 +51,19 @@ class Teacher(nn.Module):
     """A frozen stock model. Its parameters never move and its dropout never acts.
 
     Args:
-        model: a trained stock sequential recommender with an ``item_embedding``.
-        name: its RecBole name.
-        items: size of the catalogue, padding included.
+        run: a trained stock sequential recommender with an ``item_embedding``.
 
     Attributes:
-        item_vectors: float32 ``[items, d]``.
+        name: its RecBole name.
+        item_vectors: float32 ``[items, d]``, padding included.
         size: d.
+        length: most items of a history that it reads.
         identity: sha256 of the item vectors.
     """
 
-    def __init__(self, model: nn.Module, name: str, items: int) -> None:
+    def __init__(self, run: stock.StockRun) -> None:
         super().__init__()
+        model, name = run.model, run.config["model"]
         embedding = getattr(model, "item_embedding", None)
         if not isinstance(embedding, nn.Embedding):
             raise UserError(
@@ -69,8 +71,10 @@ class Teacher(nn.Module):
                 f"SASRec, GRU4Rec, Caser or BERT4Rec."
             )
         self.name = name
+        self.length, self._list_suffix = run.config["MAX_ITEM_LIST_LENGTH"], run.config["LIST_SUFFIX"]
         self.model = model.requires_grad_(False).eval()
-        self.register_buffer("item_vectors", embedding.weight.detach()[:items].clone().float(), persistent=False)
+        vectors = embedding.weight.detach()[: run.splits["train"].item_num].clone().float()
+        self.register_buffer("item_vectors", vectors, persistent=False)
         self.size = self.item_vectors.shape[1]
         self.identity = hashlib.sha256(self.item_vectors.cpu().numpy().tobytes()).hexdigest()
 
@@ -81,7 +85,25 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def represent(self, rows: Interaction) -> Tensor:
         """The teacher's user representation of each row, float32 ``[B, d]``."""
-        return USER_STATE.get(self.name, _sequence_state)(self.model, rows).float()
+        return USER_STATE.get(self.name, _sequence_state)(self.model, self._as_read(rows)).float()
+
+    def _as_read(self, rows: Interaction) -> Interaction:
+        """The rows with their histories as long as the teacher reads them: the latest items, or padded on the right."""
+        sequence, lengths = rows[self.model.ITEM_SEQ], rows[self.model.ITEM_SEQ_LEN]
+        width = sequence.shape[1]
+        if width == self.length:
+            return rows
+        kept = lengths.clamp(max=self.length)[:, None]
+        columns = torch.arange(self.length, device=lengths.device)
+        places = (lengths[:, None] - kept + columns).clamp(max=width - 1)
+        each = torch.arange(len(lengths), device=lengths.device)[:, None]
+
+        def cut(values: Tensor) -> Tensor:
+            beyond = (columns >= kept).view(len(lengths), -1, *[1] * (values.dim() - 2))
+            return values[each, places].masked_fill(beyond, 0)
+
+        read = {field: cut(rows[field]) for field in rows.columns if field.endswith(self._list_suffix)}
+        return Interaction({**rows.interaction, **read, self.model.ITEM_SEQ_LEN: kept[:, 0]})
 
 
 def teacher_config(config: Config) -> Config:
@@ -107,9 +129,11 @@ def obtain_teacher(config: Config, splits: dict[str, Any]) -> tuple[Teacher, sto
         UserError: an unknown teacher, one without item embeddings, or a checkpoint of other data.
     """
     settings = teacher_config(config)
+    if settings["MAX_ITEM_LIST_LENGTH"] != config["MAX_ITEM_LIST_LENGTH"]:  # Caser's paper reads the last 5, say
+        splits = TextSequentialDataset(settings).build()[0].splits
     if config["teacher_checkpoint"]:
         run = stock.load(config["teacher_checkpoint"], settings, splits)
     else:
         run = stock.train_or_load(settings, splits, config["teacher_training"])
     getLogger().info(f"Teacher {config['teacher']}: {run.valid_result}")
-    return Teacher(run.model, config["teacher"], splits["train"].item_num), run
+    return Teacher(run), run

@@ -227,6 +227,23 @@ def test_teachers(make_model, teacher):
     assert torch.isfinite(sum(model.calculate_loss(rows_of(splits["train"]))))
 
 
+@pytest.mark.parametrize("teacher", ["Caser", "SASRec"])
+@pytest.mark.parametrize("length", [3, 60])
+def test_a_teacher_may_read_another_number_of_items(make_model, teacher, length):
+    """Its user representation is that of its own rows, which hold its number of items."""
+    settings = {"epochs": 1, "train_batch_size": 256, "MAX_ITEM_LIST_LENGTH": length}
+    _, model, splits = make_model("LLMSRec", teacher=teacher, teacher_settings=settings)
+    own = model.teacher_run.splits
+    assert own["test"].inter_feat["item_id_list"].shape[1] == length != splits["test"].inter_feat["item_id_list"].shape[1]
+    rows = splits["test"].inter_feat[torch.arange(8)]
+    lengths = rows["item_length"].clone()
+    torch.testing.assert_close(model.teacher.represent(rows), model.teacher.represent(own["test"].inter_feat[torch.arange(8)]))
+    assert torch.equal(rows["item_length"], lengths) and lengths.max() > 3
+    assert torch.isfinite(sum(model.calculate_loss(rows_of(splits["train"]))))
+    _, again, _ = make_model("LLMSRec", teacher=teacher, teacher_settings=settings)
+    assert again.teacher_run.loaded
+
+
 def test_teacher_is_trained_once_and_found_again(make_model, monkeypatch):
     from recbole_llm import stock
 
