@@ -9,8 +9,11 @@ import torch
 from torch.nn import functional
 
 from recbole_llm import cli
+from recbole_llm.config import load_yaml
 from recbole_llm.data.collate import MARKER_TOKEN, SLOT_TOKEN
 from recbole_llm.errors import UserError
+from recbole_llm.quick_start import configure
+from recbole_llm.stages import stages_to_run
 
 BY_TITLE = {"recommend_by": "generation", "protocol": "generation", "train_candidates": 5, "lora_dropout": 0.0}
 LORA, TOKENS, MAPPING = {"lora"}, {"id_embedding", "marker"}, {"item_projection"}
@@ -234,3 +237,35 @@ def test_other_teachers_and_the_command_line(chain_data, teacher):
     rows = json.loads(Path("out.json").read_text())
     assert {"hit@1", "validratio"} <= set(rows[0]["metrics"])
     assert [row["model"] for row in rows] == ["RSLLM", f"{teacher} (teacher)"]
+
+
+def test_the_settings_of_the_readmes_table():
+    """One file configures every row; an ablation differs from RSLLM in its own keys alone."""
+    file = Path(__file__).parents[2] / "benchmarks" / "rsllm_table.yaml"
+    given = load_yaml(file)
+    models = given["model"].split(",")
+    rows = {name: configure(name, given["dataset"], models, None, [str(file)], {}) for name in models}
+    teachers = {name: config["teacher"] for name, config in rows.items() if name.startswith(("LLaRA", "RSLLM"))}
+    assert {name for name, teacher in teachers.items() if teacher == "GRU4Rec"} == {"LLaRA:gru", "RSLLM:gru"}
+    assert {name for name, teacher in teachers.items() if teacher == "Caser"} == {"LLaRA:caser", "RSLLM:caser"}
+    assert rows["Caser"]["MAX_ITEM_LIST_LENGTH"] == rows["RSLLM:caser"]["teacher_settings"]["MAX_ITEM_LIST_LENGTH"] == 10
+    assert rows["SASRec"]["learning_rate"] == 0.001 and rows["SASRec"]["epochs"] == 300, "a baseline keeps its settings"
+    keys = "item_representation id_tokens behaviour_tokens preload_embeddings gamma beta run_stages".split()
+    changed = {
+        name: {key for key in keys if rows[name][key] != rows["RSLLM"][key]} for name in models if name.startswith("RSLLM:")
+    }
+    assert changed == {
+        "RSLLM:gru": set(),
+        "RSLLM:caser": set(),
+        "RSLLM:no_text": {"item_representation"},
+        "RSLLM:no_id": {"id_tokens", "behaviour_tokens"},
+        "RSLLM:no_iid": {"id_tokens"},
+        "RSLLM:no_preload": {"preload_embeddings"},
+        "RSLLM:user_only": {"gamma"},
+        "RSLLM:item_only": {"beta"},
+        "RSLLM:no_contrast": {"gamma", "beta"},
+        "RSLLM:stage_1": {"run_stages"},
+        "RSLLM:stage_2": {"run_stages"},
+    }
+    for name in changed:
+        assert sum(stage["epochs"] for stage in stages_to_run(rows[name])) == 2, "each row is trained as long"
