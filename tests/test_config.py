@@ -23,7 +23,7 @@ from recbole_llm.config import Key, UserError, help_text, make_config, parse_com
 
 PROPERTIES = registry.properties_folder()
 QUICKSTART = PROPERTIES / "quickstart.yaml"  # settings of a run, not defaults
-SHARED_DATA = PROPERTIES.parents[1] / "shared" / "data"
+DATA = os.environ.get("RECBOLE_LLM_DATA")
 CODE = "__import__('os').environ.__setitem__('RECBOLE_LLM_EVALUATED', '1')"
 
 
@@ -638,10 +638,10 @@ def test_movielens_loads_with_true_dates():
 SAMPLES = ["amazon-scientific-2018", "amazon-beauty", "amazon-electronics-sample", "steam-100k", "ml-1m-titles"]
 
 
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the sample datasets are not on this machine")
+@pytest.mark.skipif(not DATA, reason="RECBOLE_LLM_DATA names no folder with public datasets")
 @pytest.mark.parametrize("name", [*SAMPLES, "amazon-cds-200"])
 def test_a_sample_dataset_has_the_columns_that_its_settings_name(name):
-    config = make_config("SASRec", name, config_dict={"protocol": "retrieval", "data_path": str(SHARED_DATA)})
+    config = make_config("SASRec", name, config_dict={"protocol": "retrieval", "data_path": DATA})
 
     def header(suffix):
         with open(Path(config["data_path"]) / f"{name}.{suffix}", encoding="utf-8") as file:
@@ -653,9 +653,9 @@ def test_a_sample_dataset_has_the_columns_that_its_settings_name(name):
     assert (config["timestamp_format"] == "none") == (name in ("amazon-scientific-2018", "amazon-cds-200"))
 
 
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the sample datasets are not on this machine")
+@pytest.mark.skipif(not DATA, reason="RECBOLE_LLM_DATA names no folder with public datasets")
 def test_a_sample_dataset_loads():
-    config = make_config("SASRec", "amazon-cds-200", config_dict={"protocol": "full", "data_path": str(SHARED_DATA)})
+    config = make_config("SASRec", "amazon-cds-200", config_dict={"protocol": "full", "data_path": DATA})
     dataset = Dataset(config)
     assert (dataset.user_num - 1, dataset.item_num - 1, dataset.inter_num) == (200, 902, 1600)
     assert dataset.inter_feat["timestamp"].max() > 1
