@@ -21,7 +21,6 @@ recbole-llm: LLM-based sequential recommenders in RecBole
   recbole-llm recommend --checkpoint=saved/... (--user=196 | --history='[Toy Story, GoldenEye]') [--topk=10]
       print the top items of a trained model, by title
 """
-COMMANDS = ("run", "table", "recommend")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,10 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(USAGE, end="")
             return 0
         command, rest = argv[0], argv[1:]
-        if command not in COMMANDS:
-            near = closest(command, COMMANDS)
-            raise UserError(f"unknown command {command!r}" + (f"; did you mean {near}?" if near else f"; choose {COMMANDS}."))
-        return {"run": run, "table": table, "recommend": recommend}[command](rest)
+        commands = {"run": run, "table": table, "recommend": recommend}
+        if command not in commands:
+            near, known = closest(command, commands), tuple(commands)
+            raise UserError(f"unknown command {command!r}" + (f"; did you mean {near}?" if near else f"; choose {known}."))
+        return commands[command](rest)
     except UserError as error:
         return _fail(f"Error: {error}")
     except KeyboardInterrupt:

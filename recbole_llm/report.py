@@ -28,6 +28,8 @@ Row = Mapping[str, Any]
 
 SIGNIFICANT = 0.05
 
+TEACHER = " (teacher)"  # behind the name of a model that was trained only to teach another
+
 
 @dataclass
 class _Line:
@@ -55,7 +57,7 @@ class _Column:
 
 def label_of(row: Row) -> str:
     """Name a row's model as it is reported: a teacher is told from the same model run for itself."""
-    return f"{row['model']} (teacher)" if row.get("role") == "teacher" else str(row["model"])
+    return f"{row['model']}{TEACHER}" if row.get("role") == "teacher" else str(row["model"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -106,7 +108,7 @@ def _format_dataset(rows: Sequence[Row], valid_metric: str | None, width: int) -
         page += [_format_block(names, block, done) for block in _blocks(names, metrics, rest, width)]
         notes.append("params: trained parameters. minutes: training and test.")
     failures = [
-        _wrap(f"{line.label}{_seed_of(row, rows)}  FAILED: {_sentence(row['error'])}", width)
+        _wrap(f"{line.label}{_seed_of(row, rows)}  FAILED: {sentence(row['error'])}", width)
         for line in lines
         for row in line.failures
     ]
@@ -309,7 +311,7 @@ def _wrap(text: str, width: int) -> str:
     return textwrap.fill(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
-def _sentence(text: Any) -> str:
+def sentence(text: Any) -> str:
     return " ".join(str(text).split())
 
 

@@ -19,14 +19,12 @@ import numpy as np
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation import is_per_user, per_user, split_metric
 from recbole_llm.files import replace_file
-from recbole_llm.report import Row, label_of
+from recbole_llm.report import TEACHER, Row, label_of, sentence
 
 JSON_KEYS = (
     "model", "dataset", "seed", "metrics", "valid_metric", "users", "test_set", "trained_parameters", "train_seconds",
     "eval_seconds",
 )  # fmt: skip
-
-_TEACHER = " (teacher)"
 
 
 def write_json(rows: Sequence[Row], file: str | Path) -> None:
@@ -44,7 +42,7 @@ def write_json(rows: Sequence[Row], file: str | Path) -> None:
         record["model"] = label_of(row)
         record["metrics"] = dict(row.get("metrics") or {})
         if row.get("error"):
-            record["error"] = " ".join(str(row["error"]).split())
+            record["error"] = sentence(row["error"])
         records.append(_plain(record))
     _write(file, json.dumps(records, indent=2, allow_nan=False, ensure_ascii=False) + "\n", "results_file")
 
@@ -161,8 +159,8 @@ def _reported(file: Path, text: str) -> Iterator[dict[str, Any]]:
         model, metrics = record["model"], record["metrics"]
         yield {
             **record,
-            "model": model.removesuffix(_TEACHER),
-            "role": "teacher" if model.endswith(_TEACHER) else "model",
+            "model": model.removesuffix(TEACHER),
+            "role": "teacher" if model.endswith(TEACHER) else "model",
             "metrics": {name: math.nan if value is None else value for name, value in metrics.items()},
         }
 

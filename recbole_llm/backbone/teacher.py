@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from recbole_llm import stock
 from recbole_llm.config import make_config, read_schema
-from recbole_llm.data.dataset import TextSequentialDataset
+from recbole_llm.data.dataset import TextSequentialDataset, gather_windows
 from recbole_llm.errors import UserError
 
 
@@ -89,21 +89,18 @@ class Teacher(nn.Module):
 
     def _as_read(self, rows: Interaction) -> Interaction:
         """The rows with their histories as long as the teacher reads them: the latest items, or padded on the right."""
-        sequence, lengths = rows[self.model.ITEM_SEQ], rows[self.model.ITEM_SEQ_LEN]
-        width = sequence.shape[1]
+        lengths = rows[self.model.ITEM_SEQ_LEN]
+        width = rows[self.model.ITEM_SEQ].shape[1]
         if width == self.length:
             return rows
-        kept = lengths.clamp(max=self.length)[:, None]
-        columns = torch.arange(self.length, device=lengths.device)
-        places = (lengths[:, None] - kept + columns).clamp(max=width - 1)
-        each = torch.arange(len(lengths), device=lengths.device)[:, None]
-
-        def cut(values: Tensor) -> Tensor:
-            beyond = (columns >= kept).view(len(lengths), -1, *[1] * (values.dim() - 2))
-            return values[each, places].masked_fill(beyond, 0)
-
-        read = {field: cut(rows[field]) for field in rows.columns if field.endswith(self._list_suffix)}
-        return Interaction({**rows.interaction, **read, self.model.ITEM_SEQ_LEN: kept[:, 0]})
+        kept = lengths.clamp(max=self.length)
+        starts = torch.arange(len(lengths), device=lengths.device) * width + lengths - kept
+        read = {
+            field: gather_windows(rows[field].flatten(0, 1), starts, kept, self.length)
+            for field in rows.columns
+            if field.endswith(self._list_suffix)
+        }
+        return Interaction({**rows.interaction, **read, self.model.ITEM_SEQ_LEN: kept})
 
 
 def teacher_config(config: Config) -> Config:

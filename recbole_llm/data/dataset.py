@@ -404,7 +404,7 @@ class TextSequentialDataset(SequentialDataset):
         for field, values in self.inter_feat.interaction.items():
             if field != self.uid_field:
                 list_field = getattr(self, f"{field}_list_field")
-                rows[list_field] = _gather_windows(values, targets - lengths, lengths, self.max_item_list_len)
+                rows[list_field] = gather_windows(values, targets - lengths, lengths, self.max_item_list_len)
         self.inter_feat = Interaction(rows)
 
     def build(self) -> list[TextSequentialDataset]:
@@ -449,7 +449,7 @@ def _or_default(value, default):
     return default if value is None else value
 
 
-def _gather_windows(
+def gather_windows(
     values: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, width: int, rows_at_once: int = 1 << 15
 ) -> torch.Tensor:
     """Return ``out[r, k] = values[starts[r] + k]`` for ``k < lengths[r]``, and 0 beyond.
@@ -466,7 +466,7 @@ def _gather_windows(
     # Row n of the view is values[n : n + width]: copying whole rows of it is faster than indexing their elements.
     windows = torch.cat([values, values.new_zeros((width, *values.shape[1:]))]).unfold(0, width, 1).movedim(-1, 1)
     out = values.new_empty((len(starts), width, *values.shape[1:]))
-    offsets = torch.arange(width)
+    offsets = torch.arange(width, device=values.device)
     for first in range(0, len(starts), rows_at_once):
         part = slice(first, first + rows_at_once)
         block = out[part]

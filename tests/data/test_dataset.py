@@ -20,7 +20,7 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.utils import get_model
 
 import recbole_llm  # noqa: F401 (RecBole on current libraries)
-from recbole_llm.data.dataset import TextSequentialDataset, _gather_windows
+from recbole_llm.data.dataset import TextSequentialDataset, gather_windows
 from recbole_llm.data.prepare import generate_chain
 from recbole_llm.errors import UserError
 
@@ -414,8 +414,8 @@ def test_augmentation_equals_recboles_with_sequence_and_numerical_fields(shop):
 def test_windows_do_not_depend_on_the_part_size():
     values = torch.arange(1, 60).reshape(-1, 1).repeat(1, 2)
     starts, lengths = torch.tensor([0, 57, 58, 3, 10]), torch.tensor([4, 2, 1, 0, 3])
-    whole = _gather_windows(values, starts, lengths, 4)
-    assert torch.equal(whole, _gather_windows(values, starts, lengths, 4, rows_at_once=2))
+    whole = gather_windows(values, starts, lengths, 4)
+    assert torch.equal(whole, gather_windows(values, starts, lengths, 4, rows_at_once=2))
     assert whole[1, :, 0].tolist() == [58, 59, 0, 0] and whole[3].sum() == 0
 
 
