@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from step_cost import build, in_turns, step_batches  # noqa: E402
 
 from recbole_llm.backbone.generation import greedy, score_titles, title_loss  # noqa: E402
-from recbole_llm.config import parse_command_line  # noqa: E402
-from recbole_llm.quick_start import SharedData  # noqa: E402
+from recbole_llm.config.command_line import parse_command_line  # noqa: E402
+from recbole_llm.data.shared import SharedData  # noqa: E402
 
 BOUNDS = {"LoRA step": 1.15, "LoRA floor": 1.15, "likelihood": 0.25, "greedy": 1.20}
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from step_cost import clock  # noqa: E402
 
-from recbole_llm.config import parse_command_line  # noqa: E402
+from recbole_llm.config.command_line import parse_command_line  # noqa: E402
 from recbole_llm.loss.softmax import (  # noqa: E402
     NegativeSampler,
     full_softmax_loss,

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from step_cost import in_turns  # noqa: E402
 
-from recbole_llm.config import parse_command_line  # noqa: E402
+from recbole_llm.config.command_line import parse_command_line  # noqa: E402
 from recbole_llm.loss.softmax import full_softmax_loss  # noqa: E402
 
 BOUND = 0.25

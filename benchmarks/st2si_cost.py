@@ -31,8 +31,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from recbole.utils import get_model, get_trainer, init_seed  # noqa: E402
 from step_cost import in_turns, step_batches  # noqa: E402
 
-from recbole_llm.config import make_config, parse_command_line  # noqa: E402
-from recbole_llm.quick_start import SharedData, dataloaders  # noqa: E402
+from recbole_llm.config.command_line import parse_command_line  # noqa: E402
+from recbole_llm.config.settings import make_config  # noqa: E402
+from recbole_llm.data.loaders import dataloaders  # noqa: E402
+from recbole_llm.data.shared import SharedData  # noqa: E402
 
 AT_MOST = {"ranking one user / bare forward": 1.05}
 AT_LEAST = {"epoch with forwards / epoch from stored states": 50.0}

@@ -32,11 +32,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from recbole.data.dataloader import TrainDataLoader  # noqa: E402
 from recbole.utils import get_model, get_trainer, init_seed  # noqa: E402
 
-from recbole_llm.config import make_config, parse_command_line  # noqa: E402
-from recbole_llm.data.collate import PromptBatch  # noqa: E402
+from recbole_llm.config.command_line import parse_command_line  # noqa: E402
+from recbole_llm.config.settings import make_config  # noqa: E402
+from recbole_llm.data.loaders import dataloaders  # noqa: E402
 from recbole_llm.data.perturbation import draw_negatives  # noqa: E402
-from recbole_llm.evaluation import draw_candidates, evaluate_ranking  # noqa: E402
-from recbole_llm.quick_start import SharedData, dataloaders  # noqa: E402
+from recbole_llm.data.shared import SharedData  # noqa: E402
+from recbole_llm.evaluation.candidates import draw_candidates  # noqa: E402
+from recbole_llm.evaluation.evaluate import evaluate_ranking  # noqa: E402
+from recbole_llm.prompt.batch import PromptBatch  # noqa: E402
 
 BOUNDS = {
     "LLM-SRec step / floor": 1.20,

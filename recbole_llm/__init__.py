@@ -11,10 +11,11 @@ import os
 # Ragged prompts give a new shape at every step: memory would grow by gigabytes. It looks here when it is first used.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
-from recbole_llm import compat, registry  # noqa: E402
+from recbole_llm import compat, plugin  # noqa: E402
 from recbole_llm._version import __version__  # noqa: E402
+from recbole_llm.registry import register_model  # noqa: E402
 
-__all__ = ["__version__"]
+__all__ = ["__version__", "register_model"]
 
 compat.apply()
-registry.register()
+plugin.register()

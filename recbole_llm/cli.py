@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str]) -> int:
     """``recbole-llm run``: train and compare models, print one table."""
-    from recbole_llm.config import help_text, load_yaml, parse_command_line
+    from recbole_llm.config.command_line import parse_command_line
+    from recbole_llm.config.help import help_text
+    from recbole_llm.config.schema import load_yaml
 
     settings = parse_command_line(argv)
     if settings.pop("help", False):
@@ -78,8 +80,9 @@ def run(argv: Sequence[str]) -> int:
     seeds = _seeds(setting("seed"))
     results_file, per_user_file = setting("results_file"), setting("per_user_file")
 
-    from recbole_llm import report, results
     from recbole_llm.quick_start import compare
+    from recbole_llm.results import files as results
+    from recbole_llm.results import table as report
 
     for key, file in (("results_file", results_file), ("per_user_file", per_user_file)):
         if file:
@@ -103,8 +106,9 @@ def run(argv: Sequence[str]) -> int:
 
 def table(argv: Sequence[str]) -> int:
     """``recbole-llm table``: one table of runs that were made apart, on several machines, say."""
-    from recbole_llm import report, results
-    from recbole_llm.config import parse_command_line
+    from recbole_llm.config.command_line import parse_command_line
+    from recbole_llm.results import files as results
+    from recbole_llm.results import table as report
 
     files = [word for word in argv if not word.startswith("-")]
     settings = parse_command_line([word for word in argv if word.startswith("-")])
@@ -127,7 +131,7 @@ def table(argv: Sequence[str]) -> int:
 
 def recommend(argv: Sequence[str]) -> int:
     """``recbole-llm recommend``: print the top items for a user or a history."""
-    from recbole_llm.config import parse_command_line
+    from recbole_llm.config.command_line import parse_command_line
 
     known = {"checkpoint", "user", "history", "topk", "exclude_history", "help"}
     settings = parse_command_line(argv)
@@ -145,7 +149,7 @@ def recommend(argv: Sequence[str]) -> int:
         history = [history]
     user = settings.get("user")
 
-    from recbole_llm.quick_start import recommend as best_items
+    from recbole_llm.recommend import recommend as best_items
 
     titles, found = best_items(
         str(settings["checkpoint"]),

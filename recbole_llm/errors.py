@@ -26,3 +26,9 @@ def first_line(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def unknown_value(key: str, value: object, known: Iterable[str]) -> str:
+    near = closest(str(value), known)
+    hint = f"did you mean '{near}'?" if near else f"use one of {', '.join(known)}."
+    return f"{key}: '{value}' is unknown; {hint}"

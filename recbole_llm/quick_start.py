@@ -16,52 +16,21 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from recbole.config import Config
-from recbole.data.dataloader import TrainDataLoader
-from recbole.data.interaction import Interaction
 from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_seed
-from recbole.utils.argument_list import dataset_arguments, training_arguments
+from recbole.utils.argument_list import training_arguments
 
-from recbole_llm import checkpoint, stock
-from recbole_llm.backbone.foundation import source_configs
-from recbole_llm.backbone.llm import fetch_backbone
-from recbole_llm.config import load_yaml, make_config, model_of, read_schema, settings_for
-from recbole_llm.data.dataset import TextSequentialDataset
-from recbole_llm.errors import UserError, closest
-from recbole_llm.evaluation import RankingResult, evaluate, stock_predictions, stock_scores
-from recbole_llm.registry import TEXT_ARGUMENTS, is_ours
-from recbole_llm.trainer import load_trained_weights
-
-# Settings beside RecBole's ``dataset_arguments`` that decide what a split dataset is.
-SPLIT_ARGUMENTS = ("data_path", "eval_args", "dataset", *TEXT_ARGUMENTS)
-
-
-class SharedData:
-    """Builds each dataset once, however many models ask for it."""
-
-    def __init__(self) -> None:
-        self._built: dict[str, list[TextSequentialDataset]] = {}
-
-    def splits(self, config: Config) -> dict[str, TextSequentialDataset]:
-        """The splits for ``config``: ``train`` (every prefix a row), ``valid``, ``test``."""
-        return self._build(config)[0].splits
-
-    def train(self, config: Config) -> TextSequentialDataset:
-        """The training split with the targets that ``config["train_targets"]`` asks for."""
-        last = self._build(config)[0]
-        return last if config["train_targets"] == "last" else last.all_rows
-
-    def _build(self, config: Config) -> list[TextSequentialDataset]:
-        key = json.dumps({name: config[name] for name in (*dataset_arguments, *SPLIT_ARGUMENTS)}, default=str, sort_keys=True)
-        if key not in self._built:
-            wanted, config["train_targets"] = config["train_targets"], "last"
-            dataset = TextSequentialDataset(config)
-            getLogger().info(dataset)
-            self._built[key] = dataset.build()
-            config["train_targets"] = wanted
-        return self._built[key]
+from recbole_llm.backbone.load import fetch_backbone
+from recbole_llm.config.schema import load_yaml, read_schema
+from recbole_llm.config.settings import make_config, model_of, settings_for
+from recbole_llm.data.loaders import dataloaders
+from recbole_llm.data.shared import SharedData
+from recbole_llm.errors import UserError
+from recbole_llm.evaluation.evaluate import RankingResult, evaluate
+from recbole_llm.evaluation.stock_scores import stock_predictions, stock_scores
+from recbole_llm.registry import is_ours
+from recbole_llm.teacher import stock
+from recbole_llm.trainer.pretraining import source_configs
 
 
 def compare(
@@ -85,7 +54,7 @@ def compare(
         on_row: called with all rows so far whenever a model is done.
 
     Returns:
-        one row per model and seed (and per teacher that is not among the models), see ``recbole_llm.report``.
+        one row per model and seed (and per teacher that is not among the models), see ``recbole_llm.results.table``.
 
     Raises:
         UserError: a mistake in the settings or data; checked for every model before the first is trained.
@@ -251,25 +220,6 @@ NOT_SETTINGS = frozenset(
 )
 
 
-def dataloaders(config: Config, train: TextSequentialDataset, splits: Mapping[str, TextSequentialDataset]) -> tuple:
-    """RecBole's dataloaders over our splits, without a sampler: the trainers here draw candidates themselves."""
-    config["train_neg_sample_args"] = {"distribution": "none", "sample_num": "none", "dynamic": False}
-    return (
-        TrainDataLoader(config, train, None, shuffle=config["shuffle"]),
-        *(EvaluationRows(config, splits[phase]) for phase in ("valid", "test")),
-    )
-
-
-class EvaluationRows:
-    """Stands where RecBole's trainers take an evaluation dataloader; the rows are read from ``_dataset``."""
-
-    def __init__(self, config: Config, split: TextSequentialDataset) -> None:
-        self.config, self._dataset = config, split
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-
 def stock_row(run: stock.StockRun) -> dict[str, Any]:
     """The results row of a trained stock model."""
     run.model.eval()
@@ -305,133 +255,3 @@ def _ranked(ranking, config: Config) -> dict[str, Any]:
         **{name: getattr(ranking, name) for name in names},
         "valid_metric": config["valid_metric"],
     }
-
-
-def load(model_file: str | Path) -> tuple[Config, Any, TextSequentialDataset, Any, Any, Any]:
-    """Load a trained LLM recommender with its data; the same six things as RecBole's ``load_data_and_model``.
-
-    Args:
-        model_file: a checkpoint folder of this library, or the weights file in it.
-
-    Raises:
-        UserError: no checkpoint, a truncated or foreign one, or data that is no longer the same.
-    """
-    folder = checkpoint.folder_of(model_file)
-    record = checkpoint.read_record(folder)
-    if record.get("kind") != "llm":
-        raise UserError(f"{folder} holds a stock {record['model']}, not an LLM recommender: give the folder of one.")
-    settings = dict(record["settings"])
-    settings.pop("model", None)
-    settings.pop("dataset", None)
-    teacher = (record["teacher"] or {}).get("folder")
-    if teacher and not settings.get("teacher_checkpoint") and checkpoint.exists(teacher):
-        settings["teacher_checkpoint"] = teacher
-    foundation = (record.get("foundation") or {}).get("folder")
-    if foundation and checkpoint.exists(foundation):
-        settings |= {"pretrained": foundation, "pretrain_datasets": None}
-    config = make_config(record["model"], record["dataset"], config_dict=settings)
-    data = SharedData()
-    splits, train = data.splits(config), data.train(config)
-    init_seed(config["seed"], config["reproducibility"])
-    model = get_model(config["model"])(config, train).to(config["device"])
-    load_trained_weights(model, folder, config["model"])
-    model.eval()
-    return config, model, splits["train"], *dataloaders(config, train, splits)
-
-
-def recommend(
-    model_file: str | Path,
-    user: str | None = None,
-    history: Sequence[str] | None = None,
-    topk: int = 10,
-    exclude_history: bool = True,
-) -> tuple[list[str], list[tuple[str, str, float]]]:
-    """Recommend items to a user of the dataset, or for a history given by titles.
-
-    Args:
-        model_file: a checkpoint folder.
-        user: the user's id in the dataset; their whole history is read, the test item included.
-        history: titles, oldest first.
-        topk: how many items.
-        exclude_history: leave out items of the history.
-
-    Returns:
-        the history's titles, and (item id, title, score) of the best items, best first.
-
-    Raises:
-        UserError: unknown user or title, or neither or both of them given.
-    """
-    if (user is None) == (history is None):
-        raise UserError("Give either --user=<id> or --history='[title, title]'.")
-    if topk < 1:
-        raise UserError(f"topk is {topk}: give a whole number above 0.")
-    config, model, dataset, *_ = load(model_file)
-    splits = dataset.splits
-    items = _items_of_user(splits["test"], user) if user is not None else _items_of_titles(dataset, history)
-    length = config["MAX_ITEM_LIST_LENGTH"]
-    kept = items[-length:]
-    row = np.zeros((1, length), dtype=np.int64)
-    row[0, : len(kept)] = kept
-    interaction = Interaction(
-        {
-            model.USER_ID: torch.zeros(1, dtype=torch.long),
-            model.ITEM_SEQ: torch.from_numpy(row),
-            model.ITEM_SEQ_LEN: torch.tensor([len(kept)]),
-        }
-    )
-    if user is not None:
-        times = _with_target(splits["test"], user, dataset.time_field)[-length:]
-    else:  # titles come without dates: the history ends where the data ends
-        times = splits["test"].inter_feat[dataset.time_field].max().expand(len(kept))
-    times = torch.nn.functional.pad(times, (0, length - len(times)))[None]
-    interaction.update(Interaction({model.time_list_field: times}))
-    scores = model.score(interaction.to(config["device"]), None)[0].cpu()
-    if exclude_history:
-        scores[torch.from_numpy(np.unique(items))] = float("-inf")
-    best = scores.topk(min(topk, int(torch.isfinite(scores).sum())))
-    tokens = dataset.field2id_token[dataset.iid_field]
-    found = [
-        (str(tokens[item]), dataset.item_texts[item], float(score))
-        for score, item in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
-    return [dataset.item_texts[item] for item in items], found
-
-
-def _row_of_user(test: TextSequentialDataset, user: str) -> int:
-    known = test.field2token_id[test.uid_field]
-    if str(user) not in known or known[str(user)] == 0:
-        near = closest(str(user), list(known)[1:])
-        raise UserError(f"user: {test.dataset_name} has no user {user!r}" + (f"; the nearest is {near!r}." if near else "."))
-    rows = np.flatnonzero(test.inter_feat[test.uid_field].numpy() == known[str(user)])
-    if len(rows) == 0:
-        raise UserError(f"user: {user!r} has too short a history in {test.dataset_name} to recommend from.")
-    return int(rows[-1])
-
-
-def _with_target(test: TextSequentialDataset, user: str, field: str) -> torch.Tensor:
-    """A user's history in the test row with the test item behind it."""
-    row = _row_of_user(test, user)
-    length = int(test.inter_feat[test.item_list_length_field][row])
-    history = test.inter_feat[field + test.config["LIST_SUFFIX"]][row, :length]
-    return torch.cat([history, test.inter_feat[field][row : row + 1]])
-
-
-def _items_of_user(test: TextSequentialDataset, user: str) -> np.ndarray:
-    return _with_target(test, user, test.iid_field).numpy()
-
-
-def _items_of_titles(dataset: TextSequentialDataset, titles: Sequence[str]) -> np.ndarray:
-    if not titles:
-        raise UserError("history: give at least one title.")
-    by_title: dict[str, int] = {}
-    for item, text in enumerate(dataset.item_texts[1:], start=1):
-        by_title.setdefault(text.strip().casefold(), item)
-    items = []
-    for title in titles:
-        item = by_title.get(str(title).strip().casefold())
-        if item is None:
-            near = closest(str(title), [text for text in dataset.item_texts[1:]])
-            hint = f"; the nearest is {near!r}." if near else "."
-            raise UserError(f"history: {dataset.dataset_name} has no item titled {title!r}{hint}")
-        items.append(item)
-    return np.array(items, dtype=np.int64)

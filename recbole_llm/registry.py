@@ -1,22 +1,27 @@
-"""The models of this library, and how RecBole finds them: the only code that touches RecBole's look-ups.
+"""The table of models: ours, and those that other packages add by :func:`register_model` or an entry point.
 
-A new model is one entry of ``MODELS``. Its classes are named by strings and imported when somebody asks for the model,
-so that ``import recbole_llm`` stays fast.
+An entry names its classes by strings, which are imported when somebody asks for the model, so that ``import recbole_llm``
+stays fast.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import importlib.metadata
+import json
+import logging
+import os
+import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FunctionType, ModuleType
 from typing import Any
 
-from recbole_llm.compat import redirect
-from recbole_llm.errors import UserError, closest
+from recbole_llm.errors import UserError, first_line
+
+logger = logging.getLogger(__name__)
+
+ENTRY_POINT_GROUP = "recbole_llm.models"
+_PASSED_ON = "RECBOLE_LLM_MODELS"  # environment variable that tells worker processes of registered models
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Entry:
 
     Attributes:
         model: ``module:class`` of the recommender.
-        properties: its default settings, a path within :func:`properties_folder`.
+        properties: its default settings, a YAML file; a relative path is within :func:`properties_folder`.
         paper: what it implements.
         dataset: ``module:class`` of its dataset.
         trainer: ``module:class`` of its trainer.
@@ -33,9 +38,9 @@ class Entry:
 
     model: str
     properties: str
-    paper: str
+    paper: str = ""
     dataset: str = "recbole_llm.data.dataset:TextSequentialDataset"
-    trainer: str = "recbole_llm.trainer:LLMTrainer"
+    trainer: str = "recbole_llm.trainer.trainer:LLMTrainer"
 
 
 MODELS: dict[str, Entry] = {
@@ -61,7 +66,7 @@ MODELS: dict[str, Entry] = {
     ),
     "CoLLM": Entry(
         model="recbole_llm.model.collm:CoLLM",
-        trainer="recbole_llm.staged_trainer:StagedTrainer",
+        trainer="recbole_llm.trainer.staged:StagedTrainer",
         properties="model/CoLLM.yaml",
         paper="Zhang et al., CoLLM: Integrating Collaborative Embeddings into LLMs for Recommendation, IEEE TKDE 2025",
     ),
@@ -72,13 +77,13 @@ MODELS: dict[str, Entry] = {
     ),
     "RSLLM": Entry(
         model="recbole_llm.model.rsllm:RSLLM",
-        trainer="recbole_llm.staged_trainer:StagedTrainer",
+        trainer="recbole_llm.trainer.staged:StagedTrainer",
         properties="model/RSLLM.yaml",
         paper="RSLLM: Integrating Recommendation Systems as a New Language in Large Models",
     ),
     "ST2SI": Entry(
         model="recbole_llm.model.st2si:ST2SI",
-        trainer="recbole_llm.st2si_trainer:ST2SITrainer",
+        trainer="recbole_llm.trainer.linear_head:ST2SITrainer",
         properties="model/ST2SI.yaml",
         paper="Zhai et al., Learning Transition Patterns by LLMs for Sequential Recommendation (ST2SI), 2025",
     ),
@@ -94,13 +99,99 @@ MODELS: dict[str, Entry] = {
 TEXT_ARGUMENTS = ("item_text", "item_text_separator", "item_representation", "timestamp_format", "like_threshold")
 
 
+def register_model(
+    name: str,
+    model: str | type,
+    properties: str | os.PathLike,
+    dataset: str | type = Entry.dataset,
+    trainer: str | type = Entry.trainer,
+    paper: str = "",
+) -> None:
+    """Make a model of another package known to RecBole and to everything here: ``--model=``, ``--help``, checks, workers.
+
+    A package that is installed calls it from the entry-point group ``recbole_llm.models``: the entry point is named like the
+    model, and its value is a function without arguments that makes this call (docs/add-a-model.md).
+
+    Args:
+        name: what ``--model=`` says; letters, digits and underscores.
+        model: the recommender class, or ``"module:class"``, which is imported when the model is asked for.
+        properties: YAML file with the model's own settings; see ``properties/model`` for the comments that describe a key.
+        dataset: class of the dataset, or ``"module:class"``.
+        trainer: class of the trainer, or ``"module:class"``.
+        paper: one line for ``--help``.
+
+    Raises:
+        UserError: the name is taken or no name, or the file does not exist.
+    """
+    if not re.fullmatch(r"\w+", name):
+        raise UserError(f"register_model: {name!r} is no name for a model; use letters, digits and underscores.")
+    file = Path(properties).resolve()
+    if not file.is_file():
+        raise UserError(f"register_model: {name} names {file} as its properties, which is no file.")
+    entry = Entry(_reference(model), str(file), paper, _reference(dataset), _reference(trainer))
+    if MODELS.get(name, entry) != entry or name in stock_models():
+        raise UserError(f"register_model: there is a model named {name} already; choose another name.")
+    MODELS[name] = entry
+    passed_on = json.loads(os.environ.get(_PASSED_ON, "{}"))
+    os.environ[_PASSED_ON] = json.dumps({**passed_on, name: asdict(entry)})
+
+
+def _reference(part: str | type) -> str:
+    return part if isinstance(part, str) else f"{part.__module__}:{part.__qualname__}"
+
+
+def _receive_models() -> None:
+    """In a worker process: take over the models that the process which started it registered."""
+    for name, entry in json.loads(os.environ.get(_PASSED_ON, "{}")).items():
+        MODELS.setdefault(name, Entry(**entry))
+
+
+def _installed() -> dict[str, importlib.metadata.EntryPoint]:
+    """The entry points of other packages by the name of their model."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def _load_entry_point(point: importlib.metadata.EntryPoint) -> None:
+    """Have another package register its model.
+
+    Raises:
+        UserError: its code fails, or registers no model of that name.
+    """
+    try:
+        point.load()()
+    except Exception as error:
+        raise UserError(f"model: {point.name} cannot be registered by {point.value} ({first_line(error)}).") from error
+    if point.name not in MODELS:
+        raise UserError(f"model: {point.value} registers no model named {point.name}: call register_model there.")
+
+
+def models() -> dict[str, Entry]:
+    """All models, ours first, then those of other packages; one that cannot be registered is left out with a warning."""
+    for name, point in _installed().items():
+        if name not in MODELS:
+            try:
+                _load_entry_point(point)
+            except UserError as error:
+                logger.warning("%s", error)
+    return MODELS
+
+
 def is_ours(model_name: Any) -> bool:
-    """Whether ``model_name`` is the name of a model of this library."""
-    return isinstance(model_name, str) and model_name in MODELS
+    """Whether ``model_name`` is a model of this library, or one that was registered with it."""
+    if not isinstance(model_name, str):
+        return False
+    if model_name not in MODELS and model_name in _installed():
+        _load_entry_point(_installed()[model_name])
+    return model_name in MODELS
+
+
+def properties_of(model_name: str) -> Path:
+    """The file of a model's own settings."""
+    return properties_folder() / MODELS[model_name].properties  # an absolute path stays as it is
 
 
 def resolve(reference: str) -> Any:
-    """Import what a string such as ``recbole_llm.trainer:LLMTrainer`` names.
+    """Import what a string such as ``recbole_llm.trainer.trainer:LLMTrainer`` names.
 
     Raises:
         ImportError: it cannot be imported. (RecBole would take an AttributeError for "this model has no trainer of its
@@ -122,233 +213,19 @@ def properties_folder() -> Path:
     raise UserError(f"The folder 'properties' is missing beside {package}: install recbole-llm again.")
 
 
-def known_models() -> list[str]:
-    """The names of all models, ours first, then RecBole's."""
+def stock_models() -> list[str]:
+    """The names of RecBole's own models, sorted."""
     import recbole
 
     # RecBole has one settings file per model, named like it; but the two for libraries of others, and none for Random.
     files = (Path(recbole.__file__).parent / "properties" / "model").glob("*.yaml")
-    stock = {"lightgbm": "LightGBM", "xgboost": "XGBoost"}
-    return [*MODELS, *sorted({stock.get(file.stem, file.stem) for file in files} | {"Random"})]
+    other_names = {"lightgbm": "LightGBM", "xgboost": "XGBoost"}
+    return sorted({other_names.get(file.stem, file.stem) for file in files} | {"Random"})
 
 
-def register() -> None:
-    """Make RecBole know ``MODELS``. Called by ``import recbole_llm``; calling it again changes nothing."""
-    import recbole.data.dataset
-    import recbole.data.utils
-    import recbole.quick_start.quick_start as quick_start
-    import recbole.trainer
-    import recbole.utils.utils
-    from recbole.config import Config
-
-    redirect(recbole.utils.utils.get_model, _get_model)
-    redirect(recbole.utils.utils.get_flops, _get_flops)
-    redirect(recbole.data.utils.create_dataset, _create_dataset)
-    redirect(recbole.data.utils.create_samplers, _create_samplers)
-    redirect(quick_start.load_data_and_model, _load_data_and_model)
-    _offer(recbole.data.dataset, "Dataset", "dataset")
-    _offer(recbole.trainer, "Trainer", "trainer")
-    _wrap_method(Config, "_load_internal_config_dict", _load_internal_config_dict)
-    _wrap_method(Config, "__init__", _init_config)
-    for name in ENTRY_POINTS:
-        _adopt(getattr(quick_start, name))
+def known_models() -> list[str]:
+    """The names of all models, ours first, then RecBole's."""
+    return [*models(), *stock_models()]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Other processes
-# ---------------------------------------------------------------------------------------------------------------------
-
-ENTRY_POINTS = ("run", "run_recbole", "run_recboles", "objective_function", "load_data_and_model")
-
-
-def _adopt(function: FunctionType) -> None:
-    """Let whoever unpickles RecBole's ``function`` import this library.
-
-    ``mp.spawn`` and Ray send a function to their workers by the name of its module. The worker imports that module,
-    and knows our models if it is this one.
-    """
-    function.__module__ = __name__
-    setattr(sys.modules[__name__], function.__name__, function)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Models, datasets, trainers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _get_model(stock: FunctionType) -> Callable:
-    def get_model(model_name):
-        if is_ours(model_name):
-            return resolve(MODELS[model_name].model)
-        try:
-            return stock(model_name)
-        except (ValueError, AttributeError, ImportError):
-            # RecBole looks for an unknown name in lightgbm and xgboost last, and complains that those are missing.
-            known = known_models()
-            if not isinstance(model_name, str) or model_name in known:
-                raise
-            near = closest(model_name, known)
-            hint = f"did you mean '{near}'?" if near else "see `recbole-llm --help` for the names."
-            raise UserError(f"There is no model named '{model_name}'; {hint}") from None
-
-    return get_model
-
-
-def _get_flops(stock: FunctionType) -> Callable:
-    """RecBole counts on a deep copy of the model, with a buffer in every module: too much of an LLM."""
-
-    def get_flops(model, dataset, device, logger, transform, verbose=False):
-        if not is_ours(type(model).__name__):
-            return stock(model, dataset, device, logger, transform, verbose)
-        import torch
-        from torch.utils.flop_counter import FlopCounterMode
-
-        interaction = transform(dataset, dataset[torch.tensor([1])].to(device))
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                model.predict(interaction)
-        finally:
-            model.train(was_training)
-        return counter.get_total_flops()
-
-    return get_flops
-
-
-def _offer(module: ModuleType, suffix: str, part: str) -> None:
-    """Let ``module`` have an attribute ``<Model><suffix>`` for each of our models, imported when it is asked for."""
-    previous = vars(module).get("__getattr__")
-    if getattr(previous, "__module__", None) == __name__:
-        return
-
-    def __getattr__(name: str) -> Any:
-        model = name.removesuffix(suffix)
-        if name.endswith(suffix) and is_ours(model):
-            return resolve(getattr(MODELS[model], part))
-        if previous is not None:
-            return previous(name)
-        raise AttributeError(f"module '{module.__name__}' has no attribute '{name}'")
-
-    module.__getattr__ = __getattr__
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Settings
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _wrap_method(owner: type, name: str, make_wrapper: Callable[[Callable], Callable]) -> None:
-    stock = getattr(owner, name)
-    if not hasattr(stock, "_stock_of_recbole_llm"):
-        wrapper = functools.wraps(stock)(make_wrapper(stock))
-        wrapper._stock_of_recbole_llm = stock
-        setattr(owner, name, wrapper)
-
-
-def _uses_our_settings(config: Any, model: Any) -> bool:
-    return is_ours(model) or getattr(config, "external_config_dict", {}).get("protocol") is not None
-
-
-def _load_internal_config_dict(stock: Callable) -> Callable:
-    def _load_internal_config_dict(self, model, model_class, dataset):
-        stock(self, model, model_class, dataset)
-        if _uses_our_settings(self, model):
-            from recbole_llm.config import load_internal
-
-            load_internal(self, model, model_class, dataset)
-
-    return _load_internal_config_dict
-
-
-def _init_config(stock: Callable) -> Callable:
-    def __init__(self, *args, **kwargs):
-        stock(self, *args, **kwargs)
-        if _uses_our_settings(self, self.model):
-            from recbole_llm.config import finish
-
-            finish(self)
-
-    return __init__
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Candidates
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _create_dataset(stock: FunctionType) -> Callable:
-    def create_dataset(config):
-        # RecBole loads a saved dataset again where its own settings are as they were; the texts' are not among them.
-        dataset = stock(config)
-        if not is_ours(config["model"]) or all(dataset.config[key] == config[key] for key in TEXT_ARGUMENTS):
-            return dataset
-        dataset = type(dataset)(config)
-        if config["save_dataset"]:
-            dataset.save()
-        return dataset
-
-    return create_dataset
-
-
-def _create_samplers(stock: FunctionType) -> Callable:
-    def create_samplers(config, dataset, built_datasets):
-        train, *evaluation = stock(config, dataset, built_datasets)
-        if "candidate_sampling" not in config or config["candidate_sampling"] != "non_interacted":
-            return train, *evaluation
-        from recbole_llm.evaluation import CandidateSampler
-
-        for place, phase in enumerate(("valid", "test")):
-            arguments = config[f"{phase}_neg_sample_args"]
-            if not isinstance(arguments["sample_num"], int):  # full ranking, or labels: nothing is drawn
-                continue
-            if arguments["distribution"] != "uniform":
-                raise UserError(
-                    f"candidate_sampling: non_interacted draws candidates uniformly, but eval_args asks for "
-                    f"'{config['eval_args']['mode'][phase]}'; use uniN, or candidate_sampling: recbole."
-                )
-            split = built_datasets[1 + place]
-            if not hasattr(split, "user_items"):
-                split.user_items = _user_items(built_datasets)
-            evaluation[place] = CandidateSampler(split, config, phase)
-        return train, *evaluation
-
-    return create_samplers
-
-
-def _user_items(splits: Sequence[Any]) -> list:
-    """Per internal user id, the sorted distinct items of the user in all splits of one of RecBole's own datasets."""
-    import numpy as np
-
-    users, items = [], []
-    for split in splits:
-        rows = split.inter_feat
-        users.append(rows[split.uid_field].numpy())
-        items.append(rows[split.iid_field].numpy())
-        histories = split.iid_field + split.config["LIST_SUFFIX"]
-        if histories in rows:
-            # Every item of a user is some row's target, but the first one, which opens the first row's history.
-            users.append(users[-1])
-            items.append(rows[histories][:, 0].numpy())
-    pairs = np.unique(np.stack([np.concatenate(users), np.concatenate(items)]), axis=1)
-    return np.split(pairs[1], np.searchsorted(pairs[0], np.arange(1, splits[0].user_num)))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checkpoints
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _load_data_and_model(stock: FunctionType) -> Callable:
-    def load_data_and_model(model_file):
-        path = Path(model_file)
-        folder = path.parent if path.suffix == ".safetensors" else path
-        if (folder / "recbole_llm.json").is_file():
-            from recbole_llm.quick_start import load
-
-            return load(model_file)
-        if path.is_dir() or path.suffix == ".safetensors":
-            raise UserError(f"{folder} holds no recbole_llm.json: it is not a checkpoint of this library.")
-        return stock(model_file)
-
-    return load_data_and_model
+_receive_models()

@@ -67,8 +67,8 @@ def make_model(tiny_settings):
     """A function (model name, dataset, **settings) -> (config, model, splits), its teacher trained."""
     from recbole.utils import get_model, init_seed
 
-    from recbole_llm.config import make_config, settings_for
-    from recbole_llm.quick_start import SharedData
+    from recbole_llm.config.settings import make_config, settings_for
+    from recbole_llm.data.shared import SharedData
 
     def make(name, dataset="chain", **settings):
         given = settings_for(name, {**tiny_settings, **settings}, [name, "LLMSTAR"])
@@ -86,7 +86,7 @@ def untied_backbone(tmp_path):
     """A folder with the tiny LLM, whose output head has weights of its own, and one with its decoder alone."""
     import transformers
 
-    from recbole_llm.backbone.llm import load_backbone
+    from recbole_llm.backbone.load import load_backbone
 
     tiny = load_backbone({"backbone": "tiny"})
     config = transformers.LlamaConfig(**tiny.causal_lm.config.to_dict() | {"tie_word_embeddings": False})

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_llm import cli, quick_start
+from recbole_llm import cli, recommend
 
 ROOT = Path(__file__).parents[1]
 STOCK = {"epochs": 1, "hidden_size": 8, "inner_size": 16, "n_layers": 1}
@@ -297,12 +297,12 @@ def trained(chain_data, tmp_path_factory):
 def test_recommend_for_a_user_and_for_titles(trained, capsys):
     assert cli.main(["recommend", f"--checkpoint={trained['LLMSRec']}", "--user=u1", "--topk=3"]) == 0
     out = capsys.readouterr().out
-    titles, best = quick_start.recommend(trained["LLMSRec"], user="u1", topk=3)
+    titles, best = recommend.recommend(trained["LLMSRec"], user="u1", topk=3)
     assert [len(best), len(re.findall(r"^ +\d+ ", out, re.M))] == [3, 3] and best[0][1] in out
     assert not {title for _, title, _ in best} & set(titles), "what the user has is left out"
     scores = [score for *_, score in best]
     assert scores == sorted(scores, reverse=True)
-    again, _ = quick_start.recommend(trained["LLMSRec"], history=titles[-3:], topk=3)
+    again, _ = recommend.recommend(trained["LLMSRec"], history=titles[-3:], topk=3)
     assert again == titles[-3:]
     assert cli.main(["recommend", f"--checkpoint={trained['LLMSRec']}", f"--history=[{', '.join(titles[-3:])}]"]) == 0
 

@@ -30,9 +30,9 @@ from recbole.trainer import Trainer
 from recbole.utils import get_flops, get_model, get_trainer
 
 import recbole_llm
-from recbole_llm import registry
+from recbole_llm import plugin, registry
 from recbole_llm.errors import UserError
-from recbole_llm.evaluation import CandidateSampler
+from recbole_llm.evaluation.candidates import CandidateSampler
 
 ROOT = Path(registry.__file__).parents[1]
 
@@ -71,9 +71,9 @@ def toy(monkeypatch):
 
 @pytest.fixture
 def our_settings(monkeypatch):
-    """A stand-in for recbole_llm.config that records its calls."""
+    """A stand-in for recbole_llm.config.settings that records its calls."""
     calls = []
-    module = ModuleType("recbole_llm.config")
+    module = ModuleType("recbole_llm.config.settings")
 
     def load_internal(config, model, model_class, dataset):
         calls.append(("load_internal", model, model_class, dataset, dict(config.internal_config_dict)))
@@ -86,7 +86,7 @@ def our_settings(monkeypatch):
         calls.append(("finish", config.model, dict(config.final_config_dict)))
 
     module.load_internal, module.finish = load_internal, finish
-    monkeypatch.setitem(sys.modules, "recbole_llm.config", module)
+    monkeypatch.setitem(sys.modules, "recbole_llm.config.settings", module)
     monkeypatch.setattr(recbole_llm, "config", module, raising=False)
     return calls
 
@@ -243,7 +243,7 @@ class TestRun:
         assert type(create_dataset(config)) is ToyDataset
 
     def test_a_saved_dataset_is_not_loaded_for_other_texts(self, tmp_path):
-        from recbole_llm.config import make_config
+        from recbole_llm.config.settings import make_config
 
         def texts(**settings):
             config = make_config(
@@ -331,7 +331,7 @@ class TestCandidates:
 
     def test_all_items_of_a_user_are_known_though_histories_are_cut(self, settings):
         _, dataset, splits = self.splits(settings)
-        items = registry._user_items(splits)
+        items = plugin._user_items(splits)
         own = interacted(settings)
         assert len(items) == dataset.user_num and len(items[0]) == 0
         for user in range(1, dataset.user_num):
@@ -342,10 +342,10 @@ class TestCandidates:
 class TestLoading:
     @pytest.fixture
     def loaded(self, monkeypatch):
-        module = ModuleType("recbole_llm.quick_start")
+        module = ModuleType("recbole_llm.recommend")
         module.load = lambda file: ("loaded", file)
-        monkeypatch.setitem(sys.modules, "recbole_llm.quick_start", module)
-        monkeypatch.setattr(recbole_llm, "quick_start", module, raising=False)
+        monkeypatch.setitem(sys.modules, "recbole_llm.recommend", module)
+        monkeypatch.setattr(recbole_llm, "recommend", module, raising=False)
 
     @pytest.mark.parametrize("kind", [str, Path])
     def test_a_checkpoint_of_ours(self, loaded, tmp_path, kind):
@@ -374,14 +374,14 @@ def test_registering_again_changes_nothing():
         return [*(function.__kwdefaults__["_replacement"] for function in functions), *methods, *hooks]
 
     before = state()
-    registry.register()
+    plugin.register()
     assert all(one is other for one, other in zip(before, state(), strict=True))
 
 
-@pytest.mark.parametrize("name", registry.ENTRY_POINTS)
+@pytest.mark.parametrize("name", plugin.ENTRY_POINTS)
 def test_an_entry_point_is_sent_to_workers_by_a_name_of_ours(name):
     function = getattr(quick_start_module, name)
-    assert b"recbole_llm.registry" in pickle.dumps(function)
+    assert b"recbole_llm.plugin" in pickle.dumps(function)
     assert pickle.loads(pickle.dumps(function)) is function
 
 
@@ -414,7 +414,7 @@ if __name__ == "__main__":
     except AttributeError as error:
         results = [str(error)]
     import recbole_llm
-    heavy = {{"transformers", "peft", "ray", "recbole_llm.trainer", "recbole_llm.data.dataset"}} & set(sys.modules)
+    heavy = {{"transformers", "peft", "ray", "recbole_llm.trainer.trainer", "recbole_llm.data.dataset"}} & set(sys.modules)
     results += [stock_results(), sorted(heavy)]
     try:
         get_model("LLMSTARR")

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
-from recbole_llm.backbone.llm import Backbone
-from recbole_llm.data.collate import PromptBatch, cut_into_micro_batches
+from recbole_llm.backbone.backbone import Backbone
+from recbole_llm.prompt.batch import PromptBatch, cut_into_micro_batches
 
 KeyValues = list[tuple[Tensor, Tensor]]  # per layer: keys and values, each [rows, key-value heads, tokens, head size]
 

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
+from recbole_llm.backbone.backbone import Backbone
 from recbole_llm.backbone.encoder import cache_of, layers_of
-from recbole_llm.backbone.llm import Backbone
-from recbole_llm.data.collate import PromptBatch, cut_into_micro_batches
 from recbole_llm.errors import UserError
+from recbole_llm.prompt.batch import PromptBatch, cut_into_micro_batches
 
 __all__ = ["TitleFeatures", "TitleTrie", "greedy", "logits", "pooled_states", "score_titles", "title_features", "title_loss"]
 

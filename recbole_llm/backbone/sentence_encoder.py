@@ -32,9 +32,9 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_llm.backbone.fetch import Wheel
-from recbole_llm.backbone.llm import _UNREADABLE, _fingerprint, _quiet_transformers
-from recbole_llm.data.collate import cut_into_micro_batches
+from recbole_llm.backbone.reading import UNREADABLE, fingerprint, quiet_transformers
 from recbole_llm.errors import UserError, closest, first_line
+from recbole_llm.prompt.batch import cut_into_micro_batches
 
 __all__ = ["DEFAULT_SENTENCE_ENCODER", "SentenceEncoder", "load_sentence_encoder"]
 
@@ -211,7 +211,7 @@ def load_sentence_encoder(
     """
     name = os.fspath(name)
     folder, identity = _locate(name, revision)
-    with torch.random.fork_rng(devices=[]), _quiet_transformers():
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
         encoder = _read(folder, name, torch.device(device), identity)
     return encoder
 
@@ -222,7 +222,7 @@ def _locate(name: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
         return _minilm_folder(), {"source": "pypi", "name": _MINILM.requirement, "sha256": _MINILM.sha256}
     path = Path(name).expanduser()
     if name and path.is_dir():
-        return path, {"source": "folder", "name": path.resolve().name, "sha256": _fingerprint(path)}
+        return path, {"source": "folder", "name": path.resolve().name, "sha256": fingerprint(path)}
     repository = name if "/" in name else f"sentence-transformers/{name}"
     if path.exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repository):
         raise UserError(
@@ -352,7 +352,7 @@ def _read_model(folder: Path, name: str) -> PreTrainedModel:
         )
     except UserError:
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise UserError(f"sentence_encoder: {name} cannot be loaded: {first_line(error)}.") from None
     except RuntimeError as error:
         if "mismatch" not in str(error):
@@ -375,7 +375,7 @@ def _read_tokenizer(folder: Path, name: str, rows: int) -> PreTrainedTokenizerBa
         raise UserError(f"sentence_encoder: {name} has no tokenizer (tokenizer.json).")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise UserError(f"sentence_encoder: {name} has no tokenizer that can be read: {first_line(error)}.") from None
     if tokenizer.vocab_size > rows:
         raise UserError(
@@ -417,7 +417,7 @@ def _read_dense(folder: Path, name: str, width: int) -> tuple[list[nn.Module], i
         weights = {key.removeprefix("linear."): tensor.float() for key, tensor in load_file(file).items()}
         layer = nn.Linear(width, int(settings["out_features"]), bias="bias" in weights)
         layer.load_state_dict(weights)
-    except (*_UNREADABLE, RuntimeError) as error:
+    except (*UNREADABLE, RuntimeError) as error:
         raise UserError(
             f"sentence_encoder: the step {folder.name} of {name} cannot be read: {first_line(error)}."
         ) from None

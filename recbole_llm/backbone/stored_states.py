@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.data.collate import PromptBatch
 from recbole_llm.files import replace_file
+from recbole_llm.prompt.batch import PromptBatch
 
 ROWS_AT_ONCE = 512
 

@@ -26,6 +26,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_llm.data import atomic
+from recbole_llm.data.sequences import gather_windows
 from recbole_llm.errors import UserError, closest
 
 TIMESTAMP_FORMATS = ("auto", "unix", "unix_ms", "none")
@@ -447,29 +448,3 @@ class TextSequentialDataset(SequentialDataset):
 def _or_default(value, default):
     """RecBole's Config gives None for a key that nobody set."""
     return default if value is None else value
-
-
-def gather_windows(
-    values: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, width: int, rows_at_once: int = 1 << 15
-) -> torch.Tensor:
-    """Return ``out[r, k] = values[starts[r] + k]`` for ``k < lengths[r]``, and 0 beyond.
-
-    Args:
-        values: ``[N, ...]``.
-        starts: ``[R]`` rows of ``values``.
-        lengths: ``[R]``, at most ``width``.
-        rows_at_once: bounds the memory held beside the result; changes no value.
-
-    Returns:
-        ``[R, width, ...]``, of the values' dtype.
-    """
-    # Row n of the view is values[n : n + width]: copying whole rows of it is faster than indexing their elements.
-    windows = torch.cat([values, values.new_zeros((width, *values.shape[1:]))]).unfold(0, width, 1).movedim(-1, 1)
-    out = values.new_empty((len(starts), width, *values.shape[1:]))
-    offsets = torch.arange(width, device=values.device)
-    for first in range(0, len(starts), rows_at_once):
-        part = slice(first, first + rows_at_once)
-        block = out[part]
-        block.copy_(windows[starts[part]])
-        block[offsets >= lengths[part, None]] = 0
-    return out

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from recbole_llm.backbone.sentence_encoder import load_sentence_encoder
 from recbole_llm.data.dataset import TextSequentialDataset
-from recbole_llm.model.abstract_recommender import LLMRecommender
-from recbole_llm.model.alignment import train_alignment
-from recbole_llm.model.heads import projection
+from recbole_llm.recommender.heads import projection
+from recbole_llm.recommender.llm_recommender import LLMRecommender
+from recbole_llm.trainer.alignment import train_alignment
 
 
 class ALLMRec(LLMRecommender):

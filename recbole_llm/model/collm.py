@@ -10,7 +10,7 @@ Reference code:
 
 from __future__ import annotations
 
-from recbole_llm.model.abstract_recommender import LLMRecommender
+from recbole_llm.recommender.llm_recommender import LLMRecommender
 
 
 class CoLLM(LLMRecommender):

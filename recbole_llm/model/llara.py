@@ -14,11 +14,11 @@ from recbole.config import Config
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
-from recbole_llm.backbone.llm import encode_text
+from recbole_llm.backbone.text import encode_text
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
-from recbole_llm.model.abstract_recommender import LLMRecommender
-from recbole_llm.model.heads import perceptron
+from recbole_llm.recommender.heads import perceptron
+from recbole_llm.recommender.llm_recommender import LLMRecommender
 
 
 class LLaRA(LLMRecommender):

@@ -17,8 +17,8 @@ from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.loss.distillation import distillation_loss
 from recbole_llm.loss.retrieval import retrieval_loss
 from recbole_llm.loss.uniformity import uniformity_loss
-from recbole_llm.model.abstract_recommender import LLMRecommender
-from recbole_llm.model.heads import projection
+from recbole_llm.recommender.heads import projection
+from recbole_llm.recommender.llm_recommender import LLMRecommender
 
 
 class LLMSRec(LLMRecommender):

@@ -15,8 +15,8 @@ from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.perturbation import draw_negatives
 from recbole_llm.loss.retrieval import retrieval_loss
 from recbole_llm.loss.sequence_anchor import sequence_anchor_loss, teacher_confidence
-from recbole_llm.model.abstract_recommender import LLMRecommender
-from recbole_llm.model.heads import projection
+from recbole_llm.recommender.heads import projection
+from recbole_llm.recommender.llm_recommender import LLMRecommender
 
 
 class LLMSTAR(LLMRecommender):

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.loss.retrieval import retrieval_loss
 from recbole_llm.loss.two_tower import contrastive_loss
-from recbole_llm.model.abstract_recommender import LLMRecommender
-from recbole_llm.model.heads import perceptron
-from recbole_llm.stages import stages_to_run
+from recbole_llm.recommender.heads import perceptron
+from recbole_llm.recommender.llm_recommender import LLMRecommender
+from recbole_llm.trainer.stages import stages_to_run
 
 _EMBEDDING_SPREAD = 0.02  # with which the teachers' own item embeddings begin
 

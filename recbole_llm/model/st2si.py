@@ -20,16 +20,17 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
 from recbole_llm import checkpoint
-from recbole_llm.backbone.foundation import digest_of, obtain_foundation
-from recbole_llm.backbone.llm import encode_text, trained_weights
+from recbole_llm.backbone.lora import trained_weights
 from recbole_llm.backbone.stored_states import StoredStates
-from recbole_llm.data.collate import PromptBatch
+from recbole_llm.backbone.text import encode_text
 from recbole_llm.data.dataset import TextSequentialDataset
-from recbole_llm.data.sequence_prompt import SequencePrompts, SequencePromptSettings
+from recbole_llm.data.sequences import user_sequences
 from recbole_llm.errors import UserError
 from recbole_llm.loss.softmax import NegativeSampler, full_softmax_loss, sampled_softmax_loss, target_counts, top_items
-from recbole_llm.model.backbone_recommender import BackboneRecommender
-from recbole_llm.stock import user_sequences
+from recbole_llm.prompt.batch import PromptBatch
+from recbole_llm.prompt.sequence import SequencePrompts, SequencePromptSettings
+from recbole_llm.recommender.base import BackboneRecommender
+from recbole_llm.trainer.pretraining import digest_of, obtain_foundation
 
 ITEMS_AT_ONCE = 1024
 

@@ -15,11 +15,11 @@ from recbole.config import Config
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_llm.data.collate import PromptBatch
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
-from recbole_llm.model.abstract_recommender import LLMRecommender
-from recbole_llm.model.yes_no import YesNoAnswers
+from recbole_llm.prompt.batch import PromptBatch
+from recbole_llm.recommender.llm_recommender import LLMRecommender
+from recbole_llm.recommender.yes_no import YesNoAnswers
 
 
 class TALLRec(LLMRecommender):

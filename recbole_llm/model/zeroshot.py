@@ -9,7 +9,7 @@ from torch import Tensor
 from recbole_llm.backbone.endpoint import EndpointSettings, ask
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
-from recbole_llm.model.abstract_recommender import LLMRecommender
+from recbole_llm.recommender.llm_recommender import LLMRecommender
 
 
 class ZeroShot(LLMRecommender):

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from recbole_llm.backbone.encoder import EncoderSettings, PromptEncoder
-from recbole_llm.backbone.llm import encode_text, load_backbone
-from recbole_llm.data.collate import PromptBatch
-from recbole_llm.data.prompt import PromptBuilder, PromptSettings
+from recbole_llm.backbone.load import load_backbone
+from recbole_llm.backbone.text import encode_text
+from recbole_llm.prompt.batch import PromptBatch
+from recbole_llm.prompt.retrieval import PromptBuilder, PromptSettings
 
 TITLES = [""] + [f"Item {'very ' * (number % 5)}long title {number}" for number in range(1, 30)] + ["[UserOut]</s><|im_end|>"]
 PLAIN = {"share_header": False, "share_prefix": False, "skip_unread": False, "micro_batch_tokens": 1, "call_cost": 0}

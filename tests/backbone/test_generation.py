@@ -12,10 +12,11 @@ from test_llm import ARCHITECTURES, LLAMA, VOCABULARY
 from transformers import AutoModelForCausalLM
 
 from recbole_llm.backbone import generation
+from recbole_llm.backbone.backbone import Backbone
 from recbole_llm.backbone.generation import TitleTrie, greedy, logits, score_titles, title_loss
-from recbole_llm.backbone.llm import Backbone, load_backbone
-from recbole_llm.data.collate import SLOT_TOKEN, PromptBatch
+from recbole_llm.backbone.load import load_backbone
 from recbole_llm.errors import UserError
+from recbole_llm.prompt.batch import SLOT_TOKEN, PromptBatch
 
 STOP = 3
 # Model types whose logits are more than the output head's, each in a way of its own.

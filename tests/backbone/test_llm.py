@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import shutil
 import socket
@@ -19,18 +20,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from recbole_llm import checkpoint
-from recbole_llm.backbone import llm
+from recbole_llm.backbone import built_in
+from recbole_llm.backbone import load as llm
+from recbole_llm.backbone import settings as backbone_settings
+from recbole_llm.backbone.backbone import Backbone
 from recbole_llm.backbone.fetch import cache_folder, is_complete
-from recbole_llm.backbone.llm import (
-    Backbone,
-    adapter_config,
-    adapter_tensors,
-    encode_text,
-    fetch_backbone,
-    load_backbone,
-    merged_adapter,
-    save_merged,
-)
+from recbole_llm.backbone.load import fetch_backbone, load_backbone
+from recbole_llm.backbone.lora import adapter_config, adapter_tensors, merged_adapter, save_merged
+from recbole_llm.backbone.text import encode_text
 from recbole_llm.errors import UserError
 
 VOCABULARY = 516
@@ -439,9 +436,9 @@ def test_auto_takes_eager_attention_where_there_is_no_other(folders):
 
 
 def without_bitsandbytes(monkeypatch) -> None:
-    find_spec = llm.importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        llm.importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find_spec(name, *rest)
+        importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find_spec(name, *rest)
     )
 
 
@@ -474,8 +471,8 @@ def test_quantisation_is_asked_of_transformers_and_part_of_the_identity(monkeypa
         asked.append((quantization_config, device_map))
         return read(*arguments, **options)
 
-    monkeypatch.setattr(llm, "_check_quantization", lambda wanted: None)
-    monkeypatch.setattr(llm.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(backbone_settings, "_check_quantization", lambda wanted: None)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
     four = load(folder, backbone_quantization="4bit", backbone_dtype="bfloat16")
     eight = load(folder, backbone_quantization="8bit", backbone_dtype="bfloat16")
     none = load(folder, backbone_dtype="bfloat16")
@@ -636,12 +633,14 @@ def test_a_gguf_file_is_read(folders, tmp_path):
 @torch.no_grad()
 def test_smollm2_is_read_from_a_gguf_file_in_a_wheel(folders, publish, monkeypatch):
     def write(folder):
-        write_gguf(folder / llm._SMOLLM2_GGUF, folders["llama"])
+        write_gguf(folder / built_in.SMOLLM2_GGUF, folders["llama"])
 
-    monkeypatch.setattr(llm, "_SMOLLM2", publish(llm._SMOLLM2, write))
+    wheel = publish(built_in.SMOLLM2, write)
+    for module in (built_in, llm):
+        monkeypatch.setattr(module, "SMOLLM2", wheel)
     first, second = load("smollm2-135m"), load("smollm2-135m", backbone_layers=2)
     assert second.layers == 2
-    assert first.identity["sha256"] == llm._SMOLLM2.files[llm._SMOLLM2_GGUF]
+    assert first.identity["sha256"] == wheel.files[built_in.SMOLLM2_GGUF]
     expected = plain(folders["llama"]).embed_tokens.weight.bfloat16().float()
     assert torch.equal(first.embedding.weight, expected)
 

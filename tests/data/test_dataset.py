@@ -20,8 +20,9 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.utils import get_model
 
 import recbole_llm  # noqa: F401 (RecBole on current libraries)
-from recbole_llm.data.dataset import TextSequentialDataset, gather_windows
+from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.prepare import generate_chain
+from recbole_llm.data.sequences import gather_windows
 from recbole_llm.errors import UserError
 
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"

@@ -5,7 +5,8 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_llm.evaluation import draw_candidates, evaluate_ranking
+from recbole_llm.evaluation.candidates import draw_candidates
+from recbole_llm.evaluation.evaluate import evaluate_ranking
 from recbole_llm.loss.distillation import distillation_loss
 from recbole_llm.loss.retrieval import retrieval_loss
 from recbole_llm.loss.uniformity import uniformity_loss
@@ -245,7 +246,7 @@ def test_a_teacher_may_read_another_number_of_items(make_model, teacher, length)
 
 
 def test_teacher_is_trained_once_and_found_again(make_model, monkeypatch):
-    from recbole_llm import stock
+    from recbole_llm.teacher import stock
 
     _, first, _ = make_model("LLMSRec")
     assert not first.teacher_run.loaded

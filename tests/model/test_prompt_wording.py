@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from recbole_llm.config import make_config
+from recbole_llm.config.settings import make_config
 from recbole_llm.data.prepare import generate_chain
-from recbole_llm.quick_start import SharedData
+from recbole_llm.data.shared import SharedData
 from recbole_llm.registry import MODELS
 
 

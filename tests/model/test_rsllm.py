@@ -9,11 +9,11 @@ import torch
 from torch.nn import functional
 
 from recbole_llm import cli
-from recbole_llm.config import load_yaml
-from recbole_llm.data.collate import MARKER_TOKEN, SLOT_TOKEN
+from recbole_llm.config.schema import load_yaml
 from recbole_llm.errors import UserError
+from recbole_llm.prompt.batch import MARKER_TOKEN, SLOT_TOKEN
 from recbole_llm.quick_start import configure
-from recbole_llm.stages import stages_to_run
+from recbole_llm.trainer.stages import stages_to_run
 
 BY_TITLE = {"recommend_by": "generation", "protocol": "generation", "train_candidates": 5, "lora_dropout": 0.0}
 LORA, TOKENS, MAPPING = {"lora"}, {"id_embedding", "marker"}, {"item_projection"}
@@ -185,7 +185,7 @@ def test_losses_of_an_ablation_are_those_of_the_whole(make_model):
 def test_one_stage_alone_is_trained_and_evaluated_on_its_own_prompts(make_model, run_stages, stage, hybrid):
     from recbole.utils import get_trainer
 
-    from recbole_llm.quick_start import dataloaders
+    from recbole_llm.data.loaders import dataloaders
 
     settings = {"run_stages": run_stages, "epochs": 1, "eval_step": 1, "train_targets": "last", "train_batch_size": 30}
     config, model, splits = rsllm(make_model, **settings)

@@ -18,14 +18,14 @@ from recbole.utils import get_trainer
 from safetensors.torch import load_file
 
 from recbole_llm import checkpoint, cli
-from recbole_llm.backbone.foundation import source_configs
-from recbole_llm.backbone.llm import load_backbone
+from recbole_llm.backbone.load import load_backbone
+from recbole_llm.data.loaders import dataloaders
 from recbole_llm.data.prepare import generate_chain
 from recbole_llm.errors import UserError
-from recbole_llm.evaluation import evaluate_ranking
+from recbole_llm.evaluation.evaluate import evaluate_ranking
 from recbole_llm.model.st2si import ST2SI
-from recbole_llm.quick_start import dataloaders, load
-from recbole_llm.st2si_trainer import PretrainingTrainer
+from recbole_llm.recommend import load
+from recbole_llm.trainer.pretraining import PretrainingTrainer, source_configs
 
 ROOT = Path(__file__).parents[2]
 FULL = {
@@ -332,8 +332,8 @@ def two_datasets(chain_data):
 
 
 def on_dataset(config, name, shared=None, **settings):
-    from recbole_llm.config import make_config
-    from recbole_llm.quick_start import SharedData
+    from recbole_llm.config.settings import make_config
+    from recbole_llm.data.shared import SharedData
 
     other = make_config("ST2SI", name, config_dict={**config.external_config_dict, "dataset": name, **settings})
     return ST2SI(other, SharedData().train(other), shared=shared)

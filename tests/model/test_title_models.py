@@ -11,8 +11,10 @@ from torch.nn import functional
 from recbole_llm import cli
 from recbole_llm.backbone.endpoint import Answer
 from recbole_llm.errors import UserError
-from recbole_llm.evaluation import draw_candidates, evaluate_ranking, rank_of_target, shuffled_columns
-from recbole_llm.model.title_generation import TitleGenerator
+from recbole_llm.evaluation.candidates import draw_candidates, shuffled_columns
+from recbole_llm.evaluation.evaluate import evaluate_ranking
+from recbole_llm.evaluation.ranking import rank_of_target
+from recbole_llm.recommender.generation import TitleGenerator
 
 BY_TITLE = {"recommend_by": "generation", "protocol": "generation", "train_candidates": 5, "lora_dropout": 0.0}
 
@@ -119,7 +121,7 @@ def test_a_title_that_two_candidates_share_counts_by_a_draw(make_model):
     said = generator.prompts.answers(np.array([1]))[0][:-1]
     generator_greedy = lambda *args, **kwargs: [said]  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("recbole_llm.model.title_generation.greedy", generator_greedy)
+        patch.setattr("recbole_llm.recommender.generation.greedy", generator_greedy)
         scores = generator.score(history, lengths, np.array([[1, 2, 3, 4]]), model.vectors)
     assert scores.tolist() == [[1.0, 1.0, 0.0, 0.0]]
     ranks = rank_of_target(scores.expand(1000, -1), seed=0)
@@ -154,7 +156,7 @@ def test_learning_to_answer(make_model):
     generator = model.titles
     with pytest.MonkeyPatch.context() as patch:  # in the order of the training prompt
         order = model.rng.permuted(np.tile(np.arange(5), (2, 1)), axis=1)
-        patch.setattr("recbole_llm.model.title_generation.shuffled_columns", lambda *_: order)
+        patch.setattr("recbole_llm.recommender.generation.shuffled_columns", lambda *_: order)
         scores = generator.score(*model.history_items(rows), candidates, model.vectors)
     assert scores[:, 0].tolist() == [1.0, 1.0] and generator.metrics() == {"validratio": 1.0}
 
@@ -295,7 +297,7 @@ def test_allmrec_reads_joint_vectors_and_freezes_the_llm(make_model, sentence_en
 def collm(make_model, **settings):
     from recbole.utils import get_trainer
 
-    from recbole_llm.quick_start import dataloaders
+    from recbole_llm.data.loaders import dataloaders
 
     config, model, splits = make_model("CoLLM", **{"epochs": 1, "eval_step": 1, **settings})
     trainer = get_trainer(config["MODEL_TYPE"], "CoLLM")(config, model)
@@ -373,7 +375,7 @@ def test_an_interrupted_stage_goes_on_to_the_same_numbers(make_model, tmp_path, 
     ],
 )
 def test_mistakes_in_stages(stages, message):
-    from recbole_llm.stages import read_stages
+    from recbole_llm.trainer.stages import read_stages
 
     with pytest.raises(UserError, match=message):
         read_stages(stages, 1, 1e-3)

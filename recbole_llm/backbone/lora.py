@@ -1,0 +1,150 @@
+"""LoRA matrices: added, saved in PEFT's format, merged into the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    PreTrainedModel,
+)
+
+from recbole_llm.backbone.backbone import Backbone
+from recbole_llm.backbone.reading import quiet_transformers
+from recbole_llm.backbone.settings import BackboneSettings
+from recbole_llm.errors import UserError, first_line
+from recbole_llm.files import written_folder
+
+
+def add_lora(causal_lm: PreTrainedModel, wanted: BackboneSettings) -> dict[str, Any]:
+    """Add trainable low-rank matrices (Hu et al., 2022, https://arxiv.org/abs/2106.09685) to the decoder, in place.
+
+    Returns:
+        the settings that a checkpoint must match.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    decoder = causal_lm.get_decoder()
+    modules = wanted.lora_target_modules or KNOWN.get(decoder.config.model_type) or "all-linear"
+    settings = {
+        "r": wanted.lora_r,
+        "alpha": wanted.lora_alpha,
+        "target_modules": modules if isinstance(modules, str) else sorted(modules),
+    }
+    convolutions = any(
+        type(module).__name__ == "Conv1D" for module in decoder.modules()
+    )  # GPT-2's transposed linear layers
+    config = LoraConfig(
+        r=wanted.lora_r,
+        lora_alpha=wanted.lora_alpha,
+        lora_dropout=wanted.lora_dropout,
+        target_modules=modules,
+        fan_in_fan_out=convolutions,
+    )
+    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # peft looks for them on the very module that it adapts
+        setattr(decoder, flag, getattr(causal_lm, flag, False))
+    try:
+        inject_adapter_in_model(config, decoder)
+        causal_lm.adapter_settings = config  # for save_adapter
+    except ValueError as error:
+        raise UserError(
+            f"lora_target_modules: {modules} does not fit {wanted.backbone}: {first_line(error)}."
+        ) from None
+    for parameter in decoder.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return settings
+
+
+def trained_weights(backbone: Backbone) -> dict[str, Tensor]:
+    """What training may have changed of the LLM, by the names of the plain LLM, LoRA matrices multiplied out."""
+    if backbone.identity["tuning"] == "lora":
+        return {
+            f"{name}.weight": module.base_layer.weight.float() + module.get_delta_weight("default")
+            for name, module in backbone.causal_lm.named_modules()
+            if hasattr(module, "get_delta_weight")
+        }
+    return {name: parameter for name, parameter in backbone.causal_lm.named_parameters() if parameter.requires_grad}
+
+
+def load_weights(backbone: Backbone, weights: Mapping[str, Tensor]) -> None:
+    """Put :func:`trained_weights` of an equal LLM into this one, whatever is trained of it.
+
+    Raises:
+        UserError: weights that this LLM does not have.
+    """
+    named = {name.replace(".base_layer.", "."): weight for name, weight in backbone.causal_lm.named_parameters()}
+    with torch.no_grad():
+        for name, weight in weights.items():
+            if name not in named or named[name].shape != weight.shape:
+                raise UserError(f"backbone: {backbone.identity['name']} has no {name} of shape {tuple(weight.shape)}.")
+            named[name].copy_(weight)
+
+
+def adapter_tensors(backbone: Backbone) -> dict[str, Tensor]:
+    """The LoRA matrices by the names that PEFT gives them in a file; empty where there are none."""
+    return {
+        f"base_model.model.{name.replace('.default.', '.')}": parameter
+        for name, parameter in backbone.causal_lm.named_parameters()
+        if "lora_" in name
+    }
+
+
+def adapter_config(backbone: Backbone) -> dict[str, Any]:
+    """What PEFT's ``adapter_config.json`` says of the LoRA matrices, JSON-ready.
+
+    With :func:`adapter_tensors` it makes a folder that ``PeftModel.from_pretrained`` reads over the same LLM, cut to the
+    same layers.
+    """
+    config = backbone.causal_lm.adapter_settings.to_dict()
+    modules = config["target_modules"]
+    config["target_modules"] = modules if isinstance(modules, str) else sorted(modules)
+    config |= {"task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": backbone.identity["name"]}
+    return json.loads(json.dumps(config, default=str))
+
+
+@contextmanager
+def merged_adapter(backbone: Backbone) -> Iterator[None]:
+    """Within the context, LoRA matrices are added to the weights that they adapt, which saves their products.
+
+    Afterwards the weights are what they were, bit for bit: copies wait in main memory. In bfloat16 the sums are rounded,
+    and so are the results. LoRA matrices must not change within the context.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in backbone.causal_lm.modules() if isinstance(module, BaseTunerLayer)]
+    originals = [layer.get_base_layer().weight.detach().to("cpu", copy=True) for layer in layers]
+    for layer in layers:
+        layer.merge()
+    try:
+        yield
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.unmerge()
+            layer.get_base_layer().weight.data.copy_(original)  # unmerging subtracts, which leaves rounding errors
+
+
+def save_merged(backbone: Backbone, folder: Path) -> None:
+    """Write the LLM with its LoRA matrices merged, and its tokenizer, as a Hugging Face folder of safetensors.
+
+    The folder may be the ``backbone`` of another run, and ``AutoModelForCausalLM.from_pretrained`` reads it. Only the
+    layers that were kept are in it, in the type of the weights.
+    """
+    causal_lm = backbone.causal_lm
+    head = causal_lm.get_output_embeddings()
+    # A head that was not read but made up must not pass for one that was.
+    left_out = set(map(id, head.parameters())) if getattr(causal_lm, "lacks_output_head", False) else set()
+    with merged_adapter(backbone), written_folder(folder) as made, quiet_transformers():
+        weights = {
+            name.replace(".base_layer.", "."): tensor
+            for name, tensor in causal_lm.state_dict(keep_vars=True).items()
+            if "lora_" not in name and id(tensor) not in left_out
+        }
+        causal_lm.save_pretrained(made, state_dict=weights)
+        backbone.tokenizer.save_pretrained(made)

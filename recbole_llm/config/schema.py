@@ -1,0 +1,411 @@
+"""What is known of every setting, read from the comments of the YAML files.
+
+The comments in ``properties/`` are the schema, and its only copy::
+
+    beta: 0.4        # (float, >= 0) weight of L_seq
+    ^key  ^default     ^type  ^constraint  ^meaning
+
+ * type: ``int``, ``float``, ``bool``, ``str``, ``list``, ``dict``, ``None``, or several joined by ``or``;
+ * constraint (may be absent): ``> 0`` (also ``>=``, ``<``, ``<=``), ``in [0, 1]`` (a round bracket excludes its end),
+   ``one of a|b|c``; of a list it constrains each entry.
+
+The comment stands behind its key, or alone on the line above it. RecBole's own comments, ``# (type) meaning``, are read
+too, as far as its defaults bear them out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+import os
+import re
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_llm import registry
+from recbole_llm.errors import UserError
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_TYPE = r"(?:int|float|bool|str|list|dict|None)"
+_CONSTRAINT = rf"[<>]=?\s*{_NUMBER}|in\s*[\[(]\s*{_NUMBER}\s*,\s*{_NUMBER}\s*[\])]|one of [^()]+"
+_COMMENT = re.compile(
+    rf"(?:^|\s)#\s*\((?P<type>{_TYPE}(?: or {_TYPE})*)(?:,\s*(?P<constraint>{_CONSTRAINT}))?\)\s*(?P<meaning>.*)$"
+)
+_STOCK_COMMENT = re.compile(r"(?:^|\s)#\s*\((?P<type>[^)]*)\)\s*(?P<meaning>.*)$")
+
+# What RecBole's own comments do not say about its keys.
+_STOCK_CONSTRAINTS = {
+    "epochs": "> 0",
+    "train_batch_size": "> 0",
+    "eval_batch_size": "> 0",
+    "learning_rate": "> 0",
+    "learner": "one of adam|adamw|sgd|adagrad|rmsprop|sparse_adam",
+    "eval_step": ">= 0",
+    "stopping_step": ">= 0",
+    "weight_decay": ">= 0",
+    "worker": ">= 0",
+    "seed": ">= 0",
+    "MAX_ITEM_LIST_LENGTH": "> 0",
+    "topk": "> 0",
+}
+
+# Keys that RecBole sets or reads and documents in no YAML file of its own.
+_UNDOCUMENTED = (
+    "model dataset config_files config_file_list config_file nproc world_size ip port offset group_offset local_rank "
+    "single_spec device encoding verbose MODEL_TYPE MODEL_INPUT_TYPE eval_type valid_neg_sample_args "
+    "test_neg_sample_args neg_sampling training_neg_sample_num tail_ratio"
+).split()
+
+
+# --- YAML ---------------------------------------------------------------------------------------------------------
+
+
+class SettingsLoader(yaml.SafeLoader):
+    """YAML that builds plain values only, reads ``1e-4`` as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            name = getattr(key_node, "value", None)
+            if isinstance(name, str) and name != "<<":
+                if name in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key '{name}' is given twice", key_node.start_mark
+                    )
+                seen.add(name)
+        return super().construct_mapping(node, deep=deep)
+
+
+SettingsLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^(?:[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+|[-+]?\.[0-9][0-9_]*[eE][-+]?[0-9]+)$"),
+    list("-+0123456789."),
+)
+
+
+def load_yaml(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a YAML file of settings.
+
+    Raises:
+        UserError: the file is missing, not UTF-8, not YAML, or not a mapping of keys to values.
+    """
+    return read_settings_file(Path(path))[0]
+
+
+def read_settings_file(path: Path) -> tuple[dict[str, Any], dict[str, int], list[str]]:
+    """Return a settings file's values, the line index of each key, and its lines."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the config file '{path}' cannot be read: {error.strerror or error}.") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: the file is not UTF-8; save it in that encoding.") from None
+    try:
+        loader = SettingsLoader(text)
+        node = loader.get_single_node()
+        values = loader.construct_document(node) if node is not None else {}
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{path}:{line}: this is no valid YAML: {error.problem}.") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: this is no valid YAML: {' '.join(str(error).split())}.") from None
+    if values is None:
+        values, node = {}, None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{path}: a config file holds lines of the form 'key: value'.")
+    lines_of_keys = {key.value: key.start_mark.line for key, _ in node.value} if node is not None else {}
+    return values, lines_of_keys, text.splitlines()
+
+
+def parse_value(text: str) -> Any:
+    """Read one YAML value; raises ``yaml.YAMLError`` or ``ValueError``."""
+    return yaml.load(text, Loader=SettingsLoader)
+
+
+# --- the schema ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is known of one setting.
+
+    Attributes:
+        name: the key.
+        type: as its comment says, e.g. ``"int or None"``; empty where nothing is said (then any value fits).
+        constraint: e.g. ``"> 0"``, ``"in [0, 1]"``, ``"one of a|b"``, or empty.
+        meaning: one sentence.
+        default: the value in the file.
+        where: file and line, relative to ``properties/``.
+    """
+
+    name: str
+    type: str = ""
+    constraint: str = ""
+    meaning: str = ""
+    default: Any = None
+    where: str = ""
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        return tuple(self.type.split(" or ")) if self.type else ()
+
+    @property
+    def choices(self) -> list[str]:
+        """The entries of ``one of``, else nothing."""
+        if not self.constraint.startswith("one of"):
+            return []
+        return [choice.strip() for choice in self.constraint[len("one of") :].split("|")]
+
+    def fit(self, value: Any) -> Any:
+        """Return ``value`` in the key's type: 3.0 as the int 3, ``"1e-4"`` as a number, a lone text as a list of one.
+
+        Raises:
+            ValueError: the value cannot be what the key wants.
+        """
+        if type(value).__module__ == "numpy" and hasattr(value, "item"):
+            value = value.item()  # hyper-parameter searches draw numpy numbers
+        if not self.type:
+            return value
+        fitted = self._typed(value)
+        for entry in fitted if isinstance(fitted, list) else [fitted]:
+            if not self._allowed(entry):
+                raise ValueError
+        return fitted
+
+    def _typed(self, value: Any) -> Any:
+        types = self.types
+        if (value is None or value == "None") and "None" in types:  # "None" is how Python's users write YAML's ~
+            return None
+        if isinstance(value, bool):
+            if "bool" in types:
+                return value
+        elif isinstance(value, (int, float)):
+            if "int" in types and math.isfinite(value) and value == int(value):
+                return int(value)
+            if "float" in types and math.isfinite(value):
+                return float(value)
+        elif isinstance(value, dict) and "dict" in types:
+            return value
+        elif isinstance(value, (list, tuple)) and "list" in types:
+            return list(value)
+        elif isinstance(value, str):
+            if "list" in types and value.lstrip().startswith("["):
+                return self._typed(self._parsed(value))
+            if "str" in types:
+                return value
+            parsed = self._parsed(value)
+            if not isinstance(parsed, str):
+                return self._typed(parsed)
+            if "list" in types:
+                return [value]
+        raise ValueError
+
+    @staticmethod
+    def _parsed(text: str) -> Any:
+        try:
+            return parse_value(text)
+        except yaml.YAMLError:
+            raise ValueError from None
+
+    def _allowed(self, value: Any) -> bool:
+        constraint = self.constraint
+        if not constraint or value is None or isinstance(value, dict):
+            return True
+        if self.choices:
+            return str(value) in self.choices
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            # An unnumbered alternative, as "auto" in "(float or str, > 0)"; an entry of a list has to be a number.
+            return isinstance(value, (bool, str)) and type(value).__name__ in self.types
+        if constraint.startswith("in"):
+            low, high = (float(bound) for bound in re.findall(_NUMBER, constraint))
+            above = value > low if "(" in constraint else value >= low
+            below = value < high if ")" in constraint else value <= high
+            return above and below
+        sign, bound = re.fullmatch(rf"([<>]=?)\s*({_NUMBER})", constraint).groups()
+        bound = float(bound)
+        return {">": value > bound, ">=": value >= bound, "<": value < bound, "<=": value <= bound}[sign]
+
+    def allowed_values(self) -> str:
+        """Say in words what fits, e.g. ``"a number in [0, 1] or None"``."""
+        words = {
+            "int": "a whole number",
+            "float": "a number",
+            "bool": "True or False",
+            "str": "a text",
+            "list": "a list such as [a, b]",
+            "dict": "a mapping such as {a: 1}",
+        }
+        kinds = [kind for kind in self.types if kind != "None"]
+        if self.choices:
+            allowed = "one of " + ", ".join(self.choices)
+            if "list" in kinds:
+                allowed = "a list of any of " + ", ".join(self.choices)
+        else:
+            if {"int", "float"} <= set(kinds):
+                kinds.remove("int")
+            allowed = " or ".join(words[kind] for kind in kinds)
+            if self.constraint:
+                of_lists = "a list of values" if "list" in kinds else ""
+                numbers = [words[kind] for kind in kinds if kind in ("int", "float")]
+                others = [words[kind] for kind in kinds if kind not in ("int", "float", "list")]
+                allowed = " or ".join([f"{kind} {self.constraint}" for kind in [*numbers, of_lists] if kind] + others)
+        return allowed + (" or None" if "None" in self.types else "")
+
+
+Schema = dict[str, dict[str, Key]]
+
+
+def read_schema() -> Schema:
+    """Read every key that the YAML files document.
+
+    Returns:
+        group -> key name -> :class:`Key`. Groups: ``recbole`` (its general and dataset keys), ``overall``, and
+        ``protocol/<name>``, ``model/<name>``, ``dataset/<name>``, ``backbone/<name>``, one for each of our files.
+    """
+    schema = {"recbole": recbole_keys()}
+    root = registry.properties_folder()
+    schema["overall"] = _keys_of_file(root / "overall.yaml", _stamp(root / "overall.yaml"), "overall.yaml", False)
+    for name in registry.models():
+        path = registry.properties_of(name)
+        where = f"model/{path.name}" if path.is_relative_to(root) else str(path)
+        schema[f"model/{name}"] = _keys_of_file(path, _stamp(path), where, False)
+    for kind in ("protocol", "dataset", "backbone"):
+        for path in sorted((root / kind).glob("*.yaml")):
+            schema[f"{kind}/{path.stem}"] = _keys_of_file(path, _stamp(path), f"{kind}/{path.name}", False)
+    return schema
+
+
+def known_keys(model: str, model_class: type | None = None) -> dict[str, Key]:
+    """Return every key that a run of ``model`` accepts, name -> :class:`Key`.
+
+    Args:
+        model: name of one of our models, or of a stock RecBole model.
+        model_class: its class, where the caller has it.
+    """
+    schema = read_schema()
+    known = dict(schema["recbole"])
+    kinds = ("protocol/", "dataset/", "backbone/") if registry.is_ours(model) else ("protocol/", "dataset/")
+    for group, keys in schema.items():
+        if group.startswith(kinds):
+            known.update(keys)
+    known.update(schema["overall"])
+    if registry.is_ours(model):
+        known.update(schema.get(f"model/{model}", {}))
+    else:
+        known.update(stock_model_keys(model, model_class))
+    return known
+
+
+def recbole_folder() -> Path:
+    return Path(importlib.util.find_spec("recbole").submodule_search_locations[0])
+
+
+def _stamp(path: Path) -> int:
+    return path.stat().st_mtime_ns
+
+
+@lru_cache(maxsize=512)
+def _keys_of_file(path: Path, stamp: int, where: str, stock: bool) -> dict[str, Key]:
+    """Return the documented keys of a YAML file. ``stamp``: its time of change, so that the cache notices one."""
+    values, line_of_key, lines = read_settings_file(path)
+    keys = {}
+    for name, default in values.items():
+        line = line_of_key[name]
+        place = f"{where}:{line + 1}"
+        if stock:
+            keys[name] = _stock_key(name, default, lines[line], place)
+            continue
+        match = _COMMENT.search(lines[line])
+        if match is None and line > 0 and lines[line - 1].lstrip().startswith("#"):
+            match = _COMMENT.search(lines[line - 1])
+        said = {part: (text or "").strip() for part, text in match.groupdict().items()} if match else {}
+        keys[name] = Key(name=name, default=default, where=place, **said)
+    return keys
+
+
+def _stock_key(name: str, default: Any, line: str, where: str) -> Key:
+    """Read RecBole's comment ``# (type) meaning`` leniently: where its own default does not fit, nothing is said."""
+    match = _STOCK_COMMENT.search(line)
+    if match is None:
+        return Key(name=name, default=default, where=where)
+    alike = {
+        "int": ["int"] if "model/" not in where else ["int", "float"],
+        "float": ["float"],
+        "bool": ["bool"],
+        "str": ["str", "int", "float"],
+        "string": ["str", "int", "float"],
+        "list": ["list", "str"],
+        "dict": ["dict"],
+    }
+    types: list[str] = []
+    for word in re.split(r"\s+or\s+|\s*,\s*", match["type"].strip()):
+        if word in ("None", "optional"):
+            continue
+        word = "list" if word.startswith("list of") else word
+        if word not in alike:
+            types = []
+            break
+        types += [kind for kind in alike[word] if kind not in types]
+    key = Key(name=name, meaning=match["meaning"].strip(), default=default, where=where)
+    if types:
+        constraint = _STOCK_CONSTRAINTS.get(name, "") if "model/" not in where else ""
+        typed = replace(key, type=" or ".join([*types, "None"]), constraint=constraint)
+        try:
+            typed.fit(default)
+        except ValueError:
+            return key
+        return typed
+    return key
+
+
+def recbole_keys() -> dict[str, Key]:
+    """Return the keys that every RecBole run knows."""
+    from recbole.utils import argument_list
+
+    root = recbole_folder() / "properties"
+    keys: dict[str, Key] = {}
+    for file in ("overall.yaml", "dataset/sample.yaml"):
+        keys.update(_keys_of_file(root / file, _stamp(root / file), f"recbole/{file}", True))
+    for category in ("general", "training", "evaluation", "dataset"):
+        for name in getattr(argument_list, f"{category}_arguments"):
+            keys.setdefault(name, Key(name=name, where="recbole"))
+    for name in _UNDOCUMENTED:
+        keys.setdefault(name, Key(name=name, where="recbole"))
+    return keys
+
+
+def stock_model_keys(model: str, model_class: type | None) -> dict[str, Key]:
+    """Return the keys of a stock model: its YAML file, and what its source reads beyond that."""
+    keys: dict[str, Key] = {}
+    path = recbole_folder() / "properties" / "model" / f"{model}.yaml"
+    for name in _keys_read_by(model_class) if model_class is not None else ():
+        keys[name] = Key(name=name, where="recbole")
+    if is_file_name(model) and path.is_file():
+        keys.update(_keys_of_file(path, _stamp(path), f"recbole/model/{model}.yaml", True))
+    return keys
+
+
+@lru_cache(maxsize=64)
+def _keys_read_by(model_class: type) -> tuple[str, ...]:
+    names: list[str] = []
+    for owner in model_class.__mro__:
+        if owner.__module__.startswith("recbole."):
+            try:
+                source = inspect.getsource(inspect.getmodule(owner))
+            except (OSError, TypeError):
+                continue
+            names += re.findall(r"config(?:\.get\(|\[)\s*['\"](\w+)['\"]", source)
+    return tuple(dict.fromkeys(names))
+
+
+def is_file_name(name: Any) -> bool:
+    """Whether a name is a mere file name, so that it cannot lead out of ``properties/``."""
+    return isinstance(name, str) and bool(name) and Path(name).name == name and name not in (".", "..")

@@ -1,0 +1,268 @@
+"""Settings: RecBole's Config with our YAML files below the user's, and every mistake named.
+
+Precedence, highest first: command line, ``config_dict``, config files, then our files (backbone, dataset, model,
+protocol, overall), then RecBole's own. A stock model sees our files, and is checked, only where ``protocol`` is set.
+Types, ranges and meanings of the keys come from the comments of the YAML files, see :mod:`recbole_llm.config.schema`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from recbole_llm import registry
+from recbole_llm.config.checks import did_you_mean, draws_negatives, origin_of, stock_class, validate
+from recbole_llm.config.schema import (
+    SettingsLoader,
+    is_file_name,
+    known_keys,
+    load_yaml,
+    read_settings_file,
+    recbole_folder,
+)
+from recbole_llm.errors import UserError
+
+# --- our files under RecBole's --------------------------------------------------------------------------------------
+
+
+def applies(model: str, external: Mapping[str, Any]) -> bool:
+    """Whether our files and checks hold for a run: for our models always, for a stock one where ``protocol`` is set."""
+    return registry.is_ours(model) or external.get("protocol") is not None
+
+
+def load_internal(config: Any, model: str, model_class: type, dataset: str) -> None:
+    """Lay our YAML files over RecBole's defaults, below what the user says, and check the user's settings.
+
+    To be called at the end of ``Config._load_internal_config_dict``; changes ``config.internal_config_dict``.
+
+    Raises:
+        UserError: see :func:`validate`.
+    """
+    external = config.external_config_dict
+    if not applies(model, external):
+        return
+    ours = registry.is_ours(model)
+    root, internal = registry.properties_folder(), config.internal_config_dict
+    recbole_negatives = internal.get("train_neg_sample_args")
+
+    overall = load_yaml(root / "overall.yaml")
+    of_model = load_yaml(registry.properties_of(model)) if ours else {}
+    protocol = external.get("protocol", of_model.get("protocol", overall["protocol"]))
+    protocols = sorted(path.stem for path in (root / "protocol").glob("*.yaml"))
+    if protocol not in protocols:
+        raise UserError(
+            f"protocol must be one of {', '.join(protocols)}, not {protocol!r}{did_you_mean(protocol, protocols)}"
+            f" ({origin_of(config, 'protocol')})."
+        )
+    files = [overall, load_yaml(root / "protocol" / f"{protocol}.yaml"), of_model, _optional(root, "dataset", dataset)]
+    for values in files:
+        internal.update(copy.deepcopy(values))
+    if ours:
+        backbone = external.get("backbone", internal.get("backbone"))
+        internal.update(copy.deepcopy(_optional(root, "backbone", backbone)))
+    else:
+        _fit_to_stock_model(internal, external, model_class, recbole_negatives)
+
+    # RecBole replaces a mapping as a whole: `eval_args: {mode: full}` would also reset split and order.
+    if isinstance(external.get("eval_args"), dict):
+        external["eval_args"] = {**internal["eval_args"], **external["eval_args"]}
+    fields = ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")
+    if any(field in external for field in fields):
+        internal["load_col"] = {"inter": [external.get(field, internal[field]) for field in fields]}
+    validate(config)
+
+
+def _optional(root: Path, kind: str, name: Any) -> dict[str, Any]:
+    path = root / kind / f"{name}.yaml"
+    return load_yaml(path) if is_file_name(name) and path.is_file() else {}
+
+
+def _fit_to_stock_model(internal: dict, external: Mapping, model_class: type, recbole_negatives: Any) -> None:
+    """Take back from the preset what only suits sequential models trained by cross-entropy."""
+    from recbole.utils import ModelType
+
+    if draws_negatives(model_class, {**internal, **external}):
+        internal["train_neg_sample_args"] = copy.deepcopy(recbole_negatives)
+    if model_class.type != ModelType.SEQUENTIAL:
+        internal["repeatable"] = False
+
+
+def finish(config: Any) -> None:
+    """Check the finished Config once more and set what RecBole leaves open; for the end of ``Config.__init__``.
+
+    Raises:
+        UserError: see :func:`validate`.
+    """
+    if not applies(config.model, config.external_config_dict):
+        return
+    validate(config)
+    import torch
+
+    # RecBole reads `use_gpu` in some places only; here it decides the device, and the two always agree.
+    final = config.final_config_dict
+    if not final.get("use_gpu", True):
+        final["device"] = torch.device("cpu")
+    final["use_gpu"] = torch.device(final["device"]).type != "cpu"
+
+
+# --- a Config in isolation ------------------------------------------------------------------------------------------
+
+
+def make_config(
+    model: str | type,
+    dataset: str,
+    config_file_list: Sequence[str | os.PathLike] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    command_line: Mapping[str, Any] | None = None,
+) -> Any:
+    """Build a RecBole ``Config`` from these arguments and nothing else.
+
+    Unlike ``Config(...)`` it reads no ``sys.argv``, evaluates no string as Python, and leaves RecBole's global lists
+    and ``CUDA_VISIBLE_DEVICES`` as they were. Where the user names no ``gpu_id``, ``CUDA_VISIBLE_DEVICES`` holds.
+
+    Args:
+        model: name of one of our models or of a stock one, or a model class.
+        dataset: name of a dataset, a folder under ``data_path``.
+        config_file_list: YAML files, a later one wins.
+        config_dict: settings, win over the files.
+        command_line: settings from :func:`parse_command_line`, win over both.
+
+    Raises:
+        UserError: unknown model or dataset, or see :func:`validate`.
+    """
+    from recbole.config import Config
+
+    files: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    paths = [config_file_list] if isinstance(config_file_list, (str, os.PathLike)) else config_file_list
+    for path in paths or ():
+        values, line_of_key, _ = read_settings_file(Path(path))
+        files.update(values)
+        origins.update({name: f"{path}:{line_of_key[name] + 1}" for name in values})
+    origins.update(dict.fromkeys(config_dict or {}, "config_dict"))
+    origins.update(dict.fromkeys(command_line or {}, "command line"))
+    given = copy.deepcopy(dict(config_dict or {})), copy.deepcopy(dict(command_line or {}))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and "gpu_id" not in origins:
+        given[0]["gpu_id"], origins["gpu_id"] = visible, "CUDA_VISIBLE_DEVICES"
+
+    class IsolatedConfig(Config):
+        def _init_parameters_category(self) -> None:
+            super()._init_parameters_category()
+            self.parameters = {category: list(names) for category, names in self.parameters.items()}
+
+        def _build_yaml_loader(self) -> type:
+            return SettingsLoader  # RecBole's grows yaml.FullLoader by one resolver at each Config
+
+        def _load_config_files(self, file_list: Any) -> dict[str, Any]:
+            return files
+
+        def _load_variable_config_dict(self, config_dict: Any) -> dict[str, Any]:
+            return given[0]
+
+        def _load_cmd_line(self) -> dict[str, Any]:
+            return given[1]
+
+    config = IsolatedConfig.__new__(IsolatedConfig)
+    config.setting_origins = origins
+    try:
+        config.__init__(model=model, dataset=dataset)
+    finally:
+        if visible is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    config.__class__ = Config  # a stock trainer pickles the Config: its class must be one that can be imported
+    config.yaml_loader = yaml.FullLoader
+    _check_dataset(config)
+    return config
+
+
+def _check_dataset(config: Any) -> None:
+    """Refuse a dataset that has no folder, unless RecBole knows where to fetch it."""
+    folder = Path(config["data_path"])
+    if folder.is_dir() or config.dataset in load_yaml(recbole_folder() / "properties" / "dataset" / "url.yaml"):
+        return
+    found = datasets_in(folder.parent)
+    raise UserError(
+        f"unknown dataset '{config.dataset}': there is no folder '{folder}'"
+        f"{did_you_mean(config.dataset, [*found, 'ml-100k'])} "
+        f"(data_path holds {', '.join(found) or 'no dataset'}; ml-100k comes with RecBole)."
+    )
+
+
+def datasets_in(data_path: str | os.PathLike) -> list[str]:
+    """Return the names of the datasets found under ``data_path``: folders with an ``.inter`` file of some kind."""
+    root = Path(data_path)
+    if not root.is_dir():
+        return []
+    return sorted(folder.name for folder in root.iterdir() if folder.is_dir() and any(folder.glob("*.inter")))
+
+
+def settings_for(model: str, settings: Mapping[str, Any], models: Sequence[str]) -> dict[str, Any]:
+    """Return the part of a run's settings that is meant for one of its models.
+
+    ``{"SASRec.epochs": 5}`` is for SASRec only, and wins over a plain ``epochs``; ``{"SASRec:long.epochs": 50}`` is for the
+    variant ``SASRec:long`` only, and wins over both. A plain key that this model does not know goes to those of ``models``
+    that do; one that none of them knows stays, so that it is reported.
+
+    Args:
+        model: the model, or a variant of one.
+        settings: as from :func:`parse_command_line`.
+        models: all models and variants of the run.
+
+    Raises:
+        UserError: a prefix that names no model of the run.
+    """
+    known = {name: known_keys(model_of(name), stock_class(model_of(name))) for name in models}
+    may_be = {*models, *map(model_of, models)}
+    general: dict[str, Any] = {}
+    special: dict[str, Any] = {}
+    of_variant: dict[str, Any] = {}
+    for name, value in settings.items():
+        prefix, dot, key = name.partition(".")
+        if dot:
+            if prefix not in may_be:
+                raise UserError(
+                    f"'{name}': '{prefix}' is no model of this run ({', '.join(models)}){did_you_mean(prefix, may_be)}"
+                )
+            if prefix == model_of(model):
+                special[key] = value
+            elif prefix == model:
+                of_variant[key] = value
+        elif name in known[model] or not any(name in keys for keys in known.values()):
+            general[name] = value
+    return {**general, **special, **of_variant}
+
+
+def model_of(label: str) -> str:
+    """The model of a variant: ``LLMSTAR`` of ``LLMSTAR:plain``; a model without a variant's name is its own."""
+    return label.partition(":")[0]
+
+
+T = TypeVar("T")
+
+
+def select(kind: type[T], settings: Mapping[str, Any]) -> T:
+    """Fill a frozen dataclass from a run's settings, so that no room reads the configuration itself.
+
+    Each field takes the key of its name; ``field(metadata={"key": "beta"})`` names another key.
+
+    Args:
+        kind: a dataclass.
+        settings: a RecBole Config, or a mapping. A key that it lacks is None, as in RecBole's Config.
+    """
+    values = {}
+    for field in dataclasses.fields(kind):
+        key = field.metadata.get("key", field.name)
+        try:
+            values[field.name] = settings[key]
+        except KeyError:
+            values[field.name] = None
+    return kind(**values)

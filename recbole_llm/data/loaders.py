@@ -1,0 +1,29 @@
+"""RecBole's dataloaders over the splits of a text data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from recbole.config import Config
+from recbole.data.dataloader import TrainDataLoader
+
+from recbole_llm.data.dataset import TextSequentialDataset
+
+
+def dataloaders(config: Config, train: TextSequentialDataset, splits: Mapping[str, TextSequentialDataset]) -> tuple:
+    """RecBole's dataloaders over our splits, without a sampler: the trainers here draw candidates themselves."""
+    config["train_neg_sample_args"] = {"distribution": "none", "sample_num": "none", "dynamic": False}
+    return (
+        TrainDataLoader(config, train, None, shuffle=config["shuffle"]),
+        *(EvaluationRows(config, splits[phase]) for phase in ("valid", "test")),
+    )
+
+
+class EvaluationRows:
+    """Stands where RecBole's trainers take an evaluation dataloader; the rows are read from ``_dataset``."""
+
+    def __init__(self, config: Config, split: TextSequentialDataset) -> None:
+        self.config, self._dataset = config, split
+
+    def __len__(self) -> int:
+        return len(self._dataset)

@@ -1,0 +1,64 @@
+"""Sequences of items: each user's whole one, and windows of it."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def user_sequences(train) -> list[np.ndarray]:
+    """Each user's whole training sequence from the augmented rows of a training split (one row per prefix)."""
+    rows = train.inter_feat
+    users, targets = rows[train.uid_field].numpy(), rows[train.iid_field].numpy()
+    first_items = rows[train.iid_field + train.config["LIST_SUFFIX"]][:, 0].numpy()
+    order = np.argsort(users, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(users[order]) != 0])
+    return [
+        np.concatenate([[first_items[rows_of_user[0]]], targets[rows_of_user]])
+        for rows_of_user in np.split(order, starts[1:])
+    ]
+
+
+def cut_windows(sequences: list[np.ndarray], length: int, rng: np.random.Generator) -> np.ndarray:
+    """Cut sequences into windows of ``length + 1`` items that cover every target once, at random offsets.
+
+    Returns:
+        int64 ``[W, length + 1]``, right padded with 0; consecutive windows of a user overlap in one item, which is
+        the target of the first and the first input of the second.
+    """
+    windows = []
+    for sequence in sequences:
+        end = int(rng.integers(1, length + 1)) if len(sequence) > length + 1 else len(sequence) - 1
+        start = 0
+        while start < len(sequence) - 1:
+            windows.append(sequence[start : end + 1])
+            start, end = end, min(end + length, len(sequence) - 1)
+    table = np.zeros((len(windows), length + 1), dtype=np.int64)
+    for row, window in enumerate(windows):
+        table[row, : len(window)] = window
+    return table
+
+
+def gather_windows(
+    values: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, width: int, rows_at_once: int = 1 << 15
+) -> torch.Tensor:
+    """Return ``out[r, k] = values[starts[r] + k]`` for ``k < lengths[r]``, and 0 beyond.
+
+    Args:
+        values: ``[N, ...]``.
+        starts: ``[R]`` rows of ``values``.
+        lengths: ``[R]``, at most ``width``.
+        rows_at_once: bounds the memory held beside the result; changes no value.
+
+    Returns:
+        ``[R, width, ...]``, of the values' dtype.
+    """
+    # Row n of the view is values[n : n + width]: copying whole rows of it is faster than indexing their elements.
+    windows = torch.cat([values, values.new_zeros((width, *values.shape[1:]))]).unfold(0, width, 1).movedim(-1, 1)
+    out = values.new_empty((len(starts), width, *values.shape[1:]))
+    offsets = torch.arange(width, device=values.device)
+    for first in range(0, len(starts), rows_at_once):
+        part = slice(first, first + rows_at_once)
+        block = out[part]
+        block.copy_(windows[starts[part]])
+        block[offsets >= lengths[part, None]] = 0
+    return out

@@ -1,0 +1,328 @@
+r"""Ranking evaluation: the same candidates, the same ties and the same users for every model that is compared.
+
+A row of a validation or test split is one question: a user's history and the item that came next (the target). A
+model scores the target beside other items, and everything reported follows from the target's rank among them.
+
+Three things make the results of two models comparable user by user, and therefore testable in pairs:
+
+* the candidates of a row are a function of the data, the seed, the phase, the user and their number
+  (:func:`draw_candidates`): no global random state, so that a model evaluated earlier or more often changes nothing;
+* a tie between the target and other items is broken at random, by a draw that belongs to the row and not to the model
+  (:func:`rank_of_target`): a model that scores everything the same gets the chance level, neither 0 nor 1;
+* the test of the difference pairs the users (:func:`paired_test`).
+
+RecBole's own ``uniN`` for sequential models excludes only the target: the user's history can be among the negatives,
+an item can be drawn twice, and each evaluation draws anew. ``candidate_sampling: recbole`` keeps those candidates,
+but drawn once; the default, ``non_interacted``, draws distinct items that the user never interacted with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.evaluator.register import metrics_dict
+from torch import Tensor
+from tqdm import tqdm
+
+from recbole_llm.errors import UserError
+from recbole_llm.evaluation.candidates import draw_candidates, row_names
+from recbole_llm.evaluation.randomness import row_key
+from recbole_llm.evaluation.ranking import metrics_from_ranks, rank_from_counts, rank_in_catalogue, rank_of_target
+
+logger = logging.getLogger(__name__)
+
+ScoreRows = Callable[[Interaction, "Tensor | None"], Tensor]
+RankTargets = Callable[[Interaction, Tensor], tuple[Tensor, Tensor]]
+PredictRows = Callable[[Interaction], Tensor]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RankingResult:
+    """What an evaluation found.
+
+    Attributes:
+        user_ids: ``[n]`` the users' own ids (external tokens).
+        rows: ``[n]`` int64 row of the split.
+        ranks: ``[n]`` int64 rank of the target, from 1.
+        metrics: the averages, by RecBole's names.
+        seconds: wall time.
+        test_set: digest of users, targets and candidates: what results in pairs must have in common.
+    """
+
+    user_ids: np.ndarray
+    rows: np.ndarray
+    ranks: np.ndarray
+    metrics: dict[str, float]
+    seconds: float
+    test_set: str
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """What an evaluation of predicted labels found.
+
+    Attributes:
+        user_ids: ``[n]`` the users' own ids (external tokens).
+        rows: ``[n]`` int64 row of the split.
+        labels: ``[n]`` int64, 1 where the user liked the row's item.
+        values: ``[n]`` float64, what the model predicted: higher means likelier to be liked.
+        metrics: by RecBole's names.
+        seconds: wall time.
+        test_set: digest of users, items and labels: what results in pairs must have in common.
+    """
+
+    user_ids: np.ndarray
+    rows: np.ndarray
+    labels: np.ndarray
+    values: np.ndarray
+    metrics: dict[str, float]
+    seconds: float
+    test_set: str
+
+
+def _mode(config: Any, phase: str) -> str:
+    mode = config["eval_args"]["mode"]
+    return str(mode[phase] if isinstance(mode, Mapping) else mode)
+
+
+def evaluation_mode(config: Any, phase: str) -> tuple[str, int] | None:
+    """Return how candidates are sampled (``("uniform", 99)`` for ``uni99``), or None for ``full``.
+
+    Raises:
+        UserError: RecBole's other modes.
+    """
+    mode = _mode(config, phase)
+    if mode == "full":
+        return None
+    match = re.fullmatch(r"(uni|pop)([1-9][0-9]*)", mode)
+    if match is None:
+        raise UserError(f"eval_args: mode '{mode}' ({phase}) is not supported; use uniN, for example uni99, or full.")
+    return {"uni": "uniform", "pop": "popularity"}[match[1]], int(match[2])
+
+
+def evaluate(
+    score_rows: ScoreRows,
+    predict_rows: PredictRows,
+    split: Any,
+    config: Any,
+    phase: str,
+    rows: np.ndarray | None = None,
+    *,
+    probabilities: bool = False,
+    progress: bool = False,
+    eval_batch_rows: int = 256,
+    pool: int | None = None,
+    rank_targets: RankTargets | None = None,
+) -> RankingResult | LabelResult:
+    """Judge a model as ``eval_args: mode`` says: :func:`evaluate_labels` where it is ``labeled``, else
+    :func:`evaluate_ranking`; the arguments are theirs."""
+    options = {"progress": progress, "eval_batch_rows": eval_batch_rows}
+    if _mode(config, phase) == "labeled":
+        return evaluate_labels(predict_rows, split, config, phase, rows, probabilities=probabilities, **options)
+    return evaluate_ranking(score_rows, split, config, phase, rows, pool=pool, rank_targets=rank_targets, **options)
+
+
+def evaluate_labels(
+    predict_rows: PredictRows,
+    split: Any,
+    config: Any,
+    phase: str,
+    rows: np.ndarray | None = None,
+    *,
+    probabilities: bool = False,
+    progress: bool = False,
+    eval_batch_rows: int = 256,
+) -> LabelResult:
+    """Compare what a model predicts of each row's own item with the user's rating of it (TALLRec's protocol).
+
+    Args:
+        predict_rows: called with an Interaction of B rows, the item among the fields and its rating not, and returns
+            ``[B]`` values; RecBole's ``predict``.
+        split: the validation or test split, with ratings.
+        config: ``metrics`` (RecBole's value metrics), ``like_threshold`` and ``RATING_FIELD`` are read.
+        phase: ``valid`` or ``test``, for messages.
+        rows: ``[n]`` rows to evaluate, from :func:`sample_rows`; None for all.
+        probabilities: whether the values are probabilities. Where they are not, the AUC, which asks for an order
+            alone, is measured, and the other metrics are left out.
+        progress: show a progress bar.
+        eval_batch_rows: rows per call of ``predict_rows``; a matter of memory and speed only.
+
+    Raises:
+        UserError: all rows have the same label, or a value is NaN.
+    """
+    started = time.perf_counter()
+    rows = np.arange(len(split.inter_feat)) if rows is None else np.asarray(rows, dtype=np.int64)
+    rating = config["RATING_FIELD"]
+    labels = (split.inter_feat[rating].numpy()[rows] > config["like_threshold"]).astype(np.int64)
+    if len(np.unique(labels)) < 2:
+        raise UserError(
+            f"like_threshold: of the {len(rows)} {phase} items {labels.sum()} are rated above {config['like_threshold']}, "
+            f"and the AUC needs both kinds; choose another threshold, or more valid_users."
+        )
+    values = []
+    with torch.no_grad(), tqdm(total=len(rows), desc=f"Evaluate ({phase})", unit="row", ncols=100, disable=not progress) as bar:
+        for start in range(0, len(rows), eval_batch_rows):
+            batch = split.inter_feat[rows[start : start + eval_batch_rows]]
+            batch = split.join(Interaction({field: batch[field] for field in batch.columns if field != rating}))
+            values.append(predict_rows(batch).cpu().double().numpy().reshape(-1))
+            bar.update(len(batch))
+    values = np.concatenate(values)
+    if np.isnan(values).any():
+        raise UserError(f"{np.isnan(values).sum()} of the {len(rows)} {phase} predictions are NaN: lower learning_rate.")
+    measured = [name for name in config["metrics"] if probabilities or name.lower() == "auc"]
+    users = split.id2token(split.uid_field, split.inter_feat[split.uid_field].numpy()[rows])
+    return LabelResult(
+        user_ids=np.asarray(users),
+        rows=rows,
+        labels=labels,
+        values=values,
+        metrics={name.lower(): float(metrics_dict[name.lower()](config).metric_info(values, labels)) for name in measured},
+        seconds=time.perf_counter() - started,
+        test_set=_digest(users, split.inter_feat[split.iid_field][rows], labels),
+    )
+
+
+def evaluate_ranking(
+    score_rows: ScoreRows,
+    split: Any,
+    config: Any,
+    phase: str,
+    rows: np.ndarray | None = None,
+    *,
+    progress: bool = False,
+    eval_batch_rows: int = 256,
+    pool: int | None = None,
+    rank_targets: RankTargets | None = None,
+) -> RankingResult:
+    """Rank the target of each row and average the metrics of the configuration.
+
+    Args:
+        score_rows: called with an Interaction of B rows and their candidates, ``[B, C]`` int64 internal ids with the
+            target in column 0, and returns ``[B, C]`` scores; under ``mode: full`` called with None, and returns
+            ``[B, n_items]``. The target's id and attributes are not in the Interaction. Under ``full`` a user's history
+            stays among the items that are ranked: RecBole does not mask it either for sequential models.
+        split: the validation or test split.
+        config: ``eval_args``, ``metrics``, ``topk``, ``seed`` and ``candidate_sampling`` are read.
+        phase: ``valid`` or ``test``.
+        rows: ``[n]`` rows to evaluate, from :func:`sample_rows`; None for all.
+        progress: show a progress bar.
+        eval_batch_rows: rows per call of ``score_rows``; a matter of memory and speed only.
+        pool: see :func:`draw_candidates`.
+        rank_targets: called under ``mode: full`` in the place of ``score_rows``, so that no ``[B, n_items]`` scores need to
+            exist, with an Interaction of B rows and their targets, ``[B]`` int64 internal ids. Returns, int64 ``[B]`` each,
+            how many items (padding aside) score higher than the target, and how many others the same, or -1 where a
+            score is NaN: :func:`recbole_llm.loss.softmax.target_counts` of the item head's rows, which are ids less 1.
+
+    Raises:
+        UserError: a mode or metric that is not supported, or too few items for the candidates.
+    """
+    started = time.perf_counter()
+    mode = evaluation_mode(config, phase)
+    sampling = config["candidate_sampling"] or "non_interacted"
+    seed = config["seed"]
+    rows = np.arange(len(split.inter_feat)) if rows is None else np.asarray(rows, dtype=np.int64)
+    if len(rows) == 0:
+        raise UserError(f"the {phase} split has no rows to evaluate; check the dataset's filters and eval_args.")
+    metrics_from_ranks(np.ones(1), config["metrics"], config["topk"])  # an unknown metric shows now, not after the work
+    names = row_names(split)[rows]
+    targets = split.inter_feat[split.iid_field][rows]
+    candidates = counted = None
+    if mode is not None:
+        distribution, number = mode
+        drawn = draw_candidates(
+            split, number, seed, phase, sampling=sampling, distribution=distribution, rows=rows, pool=pool
+        )
+        candidates = torch.from_numpy(drawn)
+        if sampling == "recbole":
+            # RecBole writes scores into one place per item, so that a repeated item counts once. So it does here.
+            counted = torch.from_numpy(_first_occurrence(drawn))
+
+    ranks = np.empty(len(rows), dtype=np.int64)
+    bar = tqdm(total=len(rows), desc=f"Evaluate ({phase})", unit="row", ncols=100, disable=not progress)
+    with torch.no_grad(), bar:
+        for start in range(0, len(rows), eval_batch_rows):
+            part = slice(start, start + eval_batch_rows)
+            batch = _questions(split, rows[part])
+            if candidates is None and rank_targets is not None:
+                greater, equal = rank_targets(batch, targets[part])
+                ranks[part] = rank_from_counts(greater, equal, split.item_num - 1, seed, names[part])
+            elif candidates is None:
+                scores = score_rows(batch, None)
+                _check_scores(scores, len(batch), split.item_num)
+                ranks[part] = rank_in_catalogue(scores, targets[part], seed, names[part])
+            else:
+                scores = score_rows(batch, candidates[part])
+                _check_scores(scores, len(batch), candidates.shape[1])
+                ranks[part] = rank_of_target(scores, seed, names[part], None if counted is None else counted[part])
+            bar.update(len(batch))
+    users = split.id2token(split.uid_field, split.inter_feat[split.uid_field].numpy()[rows])
+    return RankingResult(
+        user_ids=np.asarray(users),
+        rows=rows,
+        ranks=ranks,
+        metrics=metrics_from_ranks(ranks, config["metrics"], config["topk"]),
+        seconds=time.perf_counter() - started,
+        test_set=_digest(users, targets, np.array([split.item_num]) if candidates is None else candidates),
+    )
+
+
+def _digest(users: Sequence[str], *parts: np.ndarray | Tensor) -> str:
+    """Name a test set: equal for equal users and int64 ``parts``."""
+    digest = hashlib.sha256("\0".join(map(str, users)).encode())
+    for part in parts:
+        digest.update(np.ascontiguousarray(part, dtype=np.int64).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _questions(split: Any, rows: np.ndarray) -> Interaction:
+    """Return rows of a split without the target item: what a model may see when it is asked for scores."""
+    batch = split.inter_feat[rows]
+    batch = Interaction({field: batch[field] for field in batch.columns if field != split.iid_field})
+    return split.join(batch)  # adds the user's attributes, and, in the absence of an item, no item's
+
+
+def _check_scores(scores: Tensor, rows: int, columns: int) -> None:
+    if tuple(scores.shape) != (rows, columns):
+        raise ValueError(f"score_rows returned {tuple(scores.shape)} scores for {(rows, columns)} questions")
+
+
+def _first_occurrence(items: np.ndarray) -> np.ndarray:
+    """Return ``[rows, C]`` bool, False where an item stands in an earlier column of its row."""
+    order = np.argsort(items, axis=1, kind="stable")
+    ordered = np.take_along_axis(items, order, axis=1)
+    first = np.ones(items.shape, dtype=bool)
+    np.put_along_axis(first, order[:, 1:], ordered[:, 1:] != ordered[:, :-1], axis=1)
+    return first
+
+
+def sample_rows(split: Any, valid_users: int | None, seed: int) -> np.ndarray:
+    """Choose the rows for in-training validation: all rows of ``valid_users`` users, the same for every model.
+
+    Args:
+        split: the validation split.
+        valid_users: how many users; None or 0 for everyone.
+        seed: the run's seed.
+
+    Returns:
+        ``[n]`` int64 row indices, ascending.
+    """
+    users = split.inter_feat[split.uid_field].numpy().astype(np.int64)
+    distinct = np.unique(users)
+    if not valid_users or valid_users >= len(distinct):
+        return np.arange(len(users))
+    chosen = distinct[np.argsort(row_key("valid_users", seed, distinct), kind="stable")[:valid_users]]
+    return np.flatnonzero(np.isin(users, chosen))

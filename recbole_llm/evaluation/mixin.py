@@ -1,0 +1,62 @@
+"""Evaluation on shared candidates, for RecBole's trainers and ours."""
+
+from __future__ import annotations
+
+import torch
+
+from recbole_llm.evaluation.evaluate import LabelResult, RankingResult, evaluate, sample_rows
+from recbole_llm.evaluation.stock_scores import stock_predictions, stock_scores
+
+
+class CandidateEvaluation:
+    """Trainer mix-in: ``evaluate`` ranks each user's candidates, the same for every model of a run, or judges labels.
+
+    RecBole's own loop scores one row per user and candidate, redraws the candidates at each evaluation, and gives ties
+    to the lower item id. A model with a method ``rank_targets`` ranks the whole catalogue by it
+    (:func:`~recbole_llm.evaluation.evaluate.evaluate_ranking`).
+
+    Attributes:
+        last_ranking: the result of the last evaluation, with the rank (or the label) of every user's target.
+        predicts_probabilities: whether what the model predicts of an item is a probability.
+    """
+
+    last_ranking: RankingResult | LabelResult | None = None
+    predicts_probabilities = False
+
+    def _load_best(self, file: str) -> None:
+        # Trusted: RecBole's own pickle, written by this very run.
+        weights = torch.load(file, map_location=self.device, weights_only=False)
+        self.model.load_state_dict(weights["state_dict"])
+        self.model.load_other_parameter(weights.get("other_parameter"))
+
+    def _scores(self):
+        return stock_scores(self.model), stock_predictions(self.model)
+
+    @torch.no_grad()
+    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
+        """Evaluate on ``eval_data``; arguments and result as RecBole's ``Trainer.evaluate``."""
+        if not eval_data:
+            return None
+        if load_best_model:
+            self._load_best(model_file or self.saved_model_file)
+        self.model.eval()
+        split = eval_data._dataset
+        phase = "valid" if split is split.splits["valid"] else "test"
+        rows = pool = None
+        if phase == "valid":
+            rows = sample_rows(split, self.config["valid_users"], self.config["seed"])
+            pool = self.config["valid_items"]
+        self.last_ranking = evaluate(
+            *self._scores(),
+            split,
+            self.config,
+            phase,
+            rows=rows,
+            pool=pool,
+            probabilities=self.predicts_probabilities,
+            progress=show_progress,
+            eval_batch_rows=self.config["eval_batch_rows"] or 512,
+            rank_targets=getattr(self.model, "rank_targets", None),
+        )
+        self.wandblogger.log_eval_metrics(self.last_ranking.metrics, head="eval")
+        return self.last_ranking.metrics

@@ -1,0 +1,86 @@
+"""Pieces of prompts: token ids of fixed text and of items, tokenized once per data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from recbole_llm.prompt.batch import MARKER_TOKEN, SLOT_TOKEN
+
+Encode = Callable[[list[str]], list[list[int]]]
+
+
+class PieceTable:
+    """A growing ragged table of token ids: piece number -> token ids.
+
+    Args:
+        encode: turns a list of texts into lists of token ids, special tokens in the text read as plain text.
+    """
+
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
+        self._flat = np.zeros(1024, dtype=np.int32)
+        self._offsets = np.zeros(257, dtype=np.int64)
+        self._count = 0
+        self._number_of_text: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens in each piece, int64 ``[pieces]``."""
+        return np.diff(self._offsets[: self._count + 1])
+
+    def append(self, pieces: Sequence[Sequence[int]]) -> np.ndarray:
+        """Add pieces given as token ids; return their numbers, int64 ``[len(pieces)]``."""
+        lengths = np.fromiter((len(piece) for piece in pieces), dtype=np.int64, count=len(pieces))
+        start = int(self._offsets[self._count])
+        end = start + int(lengths.sum())
+        if end > len(self._flat):
+            self._flat = np.concatenate([self._flat, np.zeros(max(end, len(self._flat)), dtype=np.int32)])
+        if self._count + len(pieces) + 1 > len(self._offsets):
+            room = max(self._count + len(pieces) + 1, len(self._offsets))
+            self._offsets = np.concatenate([self._offsets, np.zeros(room, dtype=np.int64)])
+        if end > start:
+            self._flat[start:end] = np.concatenate([np.asarray(piece, dtype=np.int32) for piece in pieces])
+        self._offsets[self._count + 1 : self._count + 1 + len(pieces)] = start + np.cumsum(lengths)
+        numbers = np.arange(self._count, self._count + len(pieces), dtype=np.int64)
+        self._count += len(pieces)
+        return numbers
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the piece number of each text, tokenizing only texts never seen before; int64 ``[len(texts)]``."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._number_of_text]
+        if new:
+            for text, number in zip(new, self.append(self._encode(new)), strict=True):
+                self._number_of_text[text] = int(number)
+        return np.fromiter((self._number_of_text[text] for text in texts), dtype=np.int64, count=len(texts))
+
+    def gather(self, pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Concatenate pieces.
+
+        Returns:
+            token ids int32 ``[tokens]`` and the first token of each piece int64 ``[len(pieces) + 1]``.
+        """
+        lengths = self._offsets[pieces + 1] - self._offsets[pieces]
+        starts = np.zeros(len(pieces) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=starts[1:])
+        source = np.arange(starts[-1]) + np.repeat(self._offsets[pieces] - starts[:-1], lengths)
+        return self._flat[source], starts
+
+
+def slot_tokens(item_vectors: bool, marker: bool) -> list[int]:
+    """What follows an item's text: its slot, behind a marker where there are markers; nothing in prompts of text alone."""
+    if not item_vectors:
+        return []
+    return [MARKER_TOKEN, SLOT_TOKEN] if marker else [SLOT_TOKEN]
+
+
+USER_SENTENCE = "This is user representation from recommendation models:"
+
+
+def after_user_slot(sentence: str) -> str:
+    """The opening of a prompt where the user's slot stands before it."""
+    return f", and {sentence[:1].lower()}{sentence[1:]}"

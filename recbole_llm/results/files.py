@@ -1,0 +1,203 @@
+"""The results of runs in files: JSON for programs and per-user results for further tests; written, and read back.
+
+Rows are those of :mod:`recbole_llm.results.table`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_llm.errors import UserError
+from recbole_llm.evaluation.ranking import is_per_user, per_user, split_metric
+from recbole_llm.files import replace_file
+from recbole_llm.results.table import TEACHER, Row, label_of, sentence
+
+JSON_KEYS = (
+    "model", "dataset", "seed", "metrics", "valid_metric", "users", "test_set", "trained_parameters", "train_seconds",
+    "eval_seconds",
+)  # fmt: skip
+
+
+def write_json(rows: Sequence[Row], file: str | Path) -> None:
+    """Write the rows as a JSON list of objects with :data:`JSON_KEYS`, and ``error`` where a run failed.
+
+    A value that is missing, infinite or no number is null. A teacher's ``model`` ends in ``(teacher)``, so that nobody
+    takes it for the model of that name.
+
+    Raises:
+        UserError: the file cannot be written. An older file of that name is then left whole.
+    """
+    records = []
+    for row in rows:
+        record = {key: row.get(key) for key in JSON_KEYS}
+        record["model"] = label_of(row)
+        record["metrics"] = dict(row.get("metrics") or {})
+        if row.get("error"):
+            record["error"] = sentence(row["error"])
+        records.append(_plain(record))
+    _write(file, json.dumps(records, indent=2, allow_nan=False, ensure_ascii=False) + "\n", "results_file")
+
+
+def write_per_user(rows: Sequence[Row], file: str | Path) -> None:
+    """Write one line per model, seed and evaluated row: model, seed, user, rank and the value of each metric, by tabs.
+
+    Where labels are judged, a line has model, seed, user, label (1: liked) and the value that the model predicted. Runs
+    that failed have no lines.
+
+    Raises:
+        UserError: the file cannot be written. An older file of that name is then left whole.
+    """
+    done = [row for row in rows if not row.get("error") and row.get("ranks") is not None]
+    judged = [row for row in rows if not row.get("error") and row.get("labels") is not None]
+    names = list(dict.fromkeys(name for row in done for name in row["metrics"] if is_per_user(name)))
+    text = io.StringIO()
+    table = csv.writer(text, delimiter="\t", lineterminator="\n")
+    table.writerow(["model", "seed", "user", *(["label", "value"] if judged else ["rank", *names])])
+    for row in judged:
+        for user, label, value in zip(row["user_ids"], row["labels"], row["values"], strict=True):
+            table.writerow([label_of(row), row["seed"], user, label, f"{value:.9g}"])
+    for row in done:
+        ranks = np.asarray(row["ranks"])
+        values = [per_user(ranks, *split_metric(name)).tolist() if name in row["metrics"] else None for name in names]
+        columns = [[""] * len(ranks) if column is None else [f"{value:.6g}" for value in column] for column in values]
+        users = range(len(ranks)) if row.get("user_ids") is None else row["user_ids"]
+        for user, rank, *cells in zip(users, ranks.tolist(), *columns, strict=True):
+            table.writerow([label_of(row), row["seed"], user, rank, *cells])
+    _write(file, text.getvalue(), "per_user_file")
+
+
+def read_rows(files: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """Read the rows of runs that were made apart, for one table of them all.
+
+    Args:
+        files: of :func:`write_json`, and, for tests in pairs, of :func:`write_per_user`; told apart by what they hold.
+
+    Returns:
+        the rows in the order of the files; those whose per-user results are at hand have them.
+
+    Raises:
+        UserError: a file that is missing or something else, or per-user results of a run that no file reports.
+    """
+    rows: list[dict[str, Any]] = []
+    by_user: list[tuple[Path, dict[str, Any]]] = []
+    for file in map(Path, files):
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} cannot be read ({getattr(error, 'strerror', None) or 'it is no text'}).") from None
+        if text.startswith("model\tseed\tuser\t"):
+            by_user += [(file, run) for run in _runs_by_user(file, text)]
+        else:
+            rows += _reported(file, text)
+    for file, run in by_user:
+        owners = [row for row in rows if _belongs(run, row)]
+        if not owners:
+            raise UserError(
+                f"{file}: its results of {run['label']} (seed {run['seed']}) are of none of the runs at hand; give the "
+                f"results_file of that run too."
+            )
+        for row in owners:
+            row.update({key: run[key] for key in run.keys() & {"user_ids", "ranks", "labels", "values"}})
+    return rows
+
+
+def check_writable(file: str | Path, key: str) -> None:
+    """Refuse a file that could not be written, before hours are spent on what goes into it.
+
+    Raises:
+        UserError: its folder cannot be made or is not writable, or the name is a folder's.
+    """
+    file = Path(file)
+    if file.is_dir():
+        raise UserError(f"{key}: {file} is a folder; name a file.")
+    folder = next(parent for parent in [file.parent, *file.parent.parents] if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{key}: {file} cannot be written in {folder}; name a file in a folder of yours.")
+
+
+def _plain(value: Any) -> Any:
+    """Turn NumPy's numbers into Python's, and what JSON has no number for into None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _write(file: str | Path, text: str, key: str) -> None:
+    """Write a text file in one step: a reader, or a crash, finds the old file or the new one, never a part."""
+    file = Path(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+    except OSError as error:
+        raise UserError(
+            f"{key}: {file} cannot be written ({error.strerror}); name a file in a folder of yours."
+        ) from None
+
+
+def _reported(file: Path, text: str) -> Iterator[dict[str, Any]]:
+    """The rows of a file of :func:`write_json`."""
+    try:
+        records = json.loads(text)
+    except ValueError:
+        records = None
+    if not isinstance(records, list) or not all(_is_record(record) for record in records):
+        raise UserError(f"{file} was not written by results_file or per_user_file.")
+    for record in records:
+        model, metrics = record["model"], record["metrics"]
+        yield {
+            **record,
+            "model": model.removesuffix(TEACHER),
+            "role": "teacher" if model.endswith(TEACHER) else "model",
+            "metrics": {name: math.nan if value is None else value for name, value in metrics.items()},
+        }
+
+
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict) or not record.keys() >= set(JSON_KEYS) or not isinstance(record["metrics"], dict):
+        return False
+    numbers = [record[key] for key in ("users", "trained_parameters", "train_seconds", "eval_seconds")]
+    texts = [record[key] for key in ("valid_metric", "test_set", "error") if record.get(key) is not None]
+    return (
+        all(isinstance(text, str) and text.isprintable() for text in [record["model"], record["dataset"], *texts])
+        and isinstance(record["seed"], int)
+        and all(isinstance(number, (int, float, type(None))) for number in [*numbers, *record["metrics"].values()])
+    )
+
+
+def _runs_by_user(file: Path, text: str) -> Iterator[dict[str, Any]]:
+    """The runs of a file of :func:`write_per_user`: ``label``, ``seed``, ``user_ids`` and ``ranks`` or labels and values."""
+    lines = csv.DictReader(io.StringIO(text), delimiter="\t")
+    kinds = {"rank": int} if "rank" in lines.fieldnames else {"label": int, "value": float}
+    runs: dict[tuple[str, int], list[list[Any]]] = {}
+    try:
+        for line in lines:
+            values = [kind(line[name]) for name, kind in kinds.items()]
+            runs.setdefault((line["model"], int(line["seed"])), []).append([line["user"], *values])
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise UserError(f"{file}, line {lines.line_num}: this is no line of a per_user_file.") from None
+    for (label, seed), values in runs.items():
+        columns = map(np.array, zip(*values, strict=True))
+        yield {"label": label, "seed": seed, **dict(zip(("user_ids", *(f"{kind}s" for kind in kinds)), columns, strict=True))}
+
+
+def _belongs(run: Mapping[str, Any], row: Row) -> bool:
+    """Whether per-user results are those of a row: of its model, seed and number of users, with its averages."""
+    if (label_of(row), row["seed"], row["users"]) != (run["label"], run["seed"], len(run["user_ids"])) or row.get("error"):
+        return False
+    if "ranks" not in run:
+        return "auc" in row["metrics"]
+    means = {name: per_user(run["ranks"], *split_metric(name)).mean() for name in row["metrics"] if is_per_user(name)}
+    return bool(means) and all(math.isclose(row["metrics"][name], mean, abs_tol=1e-6) for name, mean in means.items())

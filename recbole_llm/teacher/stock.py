@@ -1,0 +1,229 @@
+"""Stock RecBole models as baselines and teachers: RecBole's own model, trainer and settings, our protocol.
+
+What differs from ``recbole.quick_start.run_recbole``: evaluation uses the candidate sets that every model of a run
+shares, weights are kept as safetensors with a JSON beside them, and sequential models whose layers are causal can be
+trained on all positions of a sequence at once (``teacher_training: causal``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data.utils import create_samplers, get_dataloader
+from recbole.model.loss import BPRLoss
+from recbole.utils import get_model, get_trainer, init_seed
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from recbole_llm import checkpoint
+from recbole_llm.data.sequences import cut_windows, user_sequences
+from recbole_llm.errors import UserError
+from recbole_llm.evaluation.mixin import CandidateEvaluation
+
+# Models whose state at position n sees items 1..n only, with one `gather_indexes` at the end of `forward`.
+CAUSAL_MODELS = ("SASRec", "GRU4Rec")
+
+# Settings that decide what a trained model is; the rest (device, logging, folders) does not.
+IRRELEVANT_SETTINGS = frozenset(
+    "gpu_id use_gpu worker state data_path checkpoint_dir show_progress save_dataset dataset_save_path save_dataloaders "
+    "dataloaders_save_path log_wandb wandb_project device local_rank single_spec eval_batch_size loss_decimal_place "
+    "metric_decimal_place train_targets results_file per_user_file resume model dataset config_files encoding teacher "
+    "teacher_training teacher_checkpoint teacher_settings prompt_sentence prompt_request prompt_goal item_text "
+    "item_text_separator item_representation timestamp_format valid_metric_bigger metrics topk".split()
+)
+
+
+@contextmanager
+def all_positions(model: nn.Module) -> Iterator[None]:
+    """Within the context, ``model.forward`` returns the state at every position ``[B, L, d]``, not at the last alone."""
+    model.gather_indexes = lambda output, index: output
+    try:
+        yield
+    finally:
+        del model.gather_indexes
+
+
+def all_positions_loss(model: nn.Module, windows: Tensor) -> Tensor:
+    """Cross-entropy of the next item over the catalogue at every position of ``windows`` int64 ``[W, L + 1]``."""
+    inputs, targets = windows[:, :-1], windows[:, 1:]
+    with all_positions(model):
+        states = model.forward(inputs, (inputs > 0).sum(dim=1))
+    real = targets > 0
+    logits = states[real] @ model.item_embedding.weight.T
+    return functional.cross_entropy(logits, targets[real])
+
+
+class CausalTraining:
+    """Trainer mix-in: one pass over a sequence trains all its positions.
+
+    RecBole trains one row per prefix, that is L forward passes of length L for a sequence of L items; a causal model
+    computes the same states in one pass. Batches hold as many targets as ``train_batch_size`` says, and an epoch meets
+    every target once, as in RecBole.
+    """
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        self.model.train()
+        if not hasattr(self, "_sequences"):
+            self._sequences = user_sequences(train_data._dataset)
+        rng = np.random.default_rng([self.config["seed"], epoch_idx])
+        length = self.config["MAX_ITEM_LIST_LENGTH"]
+        windows = cut_windows(self._sequences, length, rng)
+        windows = torch.from_numpy(windows[rng.permutation(len(windows))])
+        targets = int((windows[:, 1:] > 0).sum())
+        batches = max(1, round(targets / self.config["train_batch_size"]))
+        total = 0.0
+        for batch in tqdm(
+            windows.tensor_split(batches), desc=f"Train {epoch_idx:>5}", ncols=100, disable=not show_progress, leave=False
+        ):
+            self.optimizer.zero_grad()
+            loss = all_positions_loss(self.model, batch.to(self.device))
+            self._check_nan(loss)
+            loss.backward()
+            if self.clip_grad_norm:
+                nn.utils.clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+            self.optimizer.step()
+            total += loss.item()
+        return total
+
+
+@dataclass
+class StockRun:
+    """A trained stock model.
+
+    Attributes:
+        model: in evaluation mode, on its device.
+        config: its RecBole configuration.
+        splits: what it was trained on and is to be tested on.
+        folder: where its weights lie.
+        train_seconds: what its training took (as recorded, where it was loaded).
+        valid_result: metrics on the validation split at the chosen epoch.
+        loaded: whether it came from the folder instead of being trained now.
+    """
+
+    model: nn.Module
+    config: Config
+    splits: dict[str, Any]
+    folder: Path
+    train_seconds: float
+    valid_result: dict[str, float] = field(default_factory=dict)
+    loaded: bool = False
+
+
+def settings_of(config: Config, training: str) -> dict[str, Any]:
+    """The settings that decide what a stock model becomes, JSON-ready."""
+    settings = {
+        key: value
+        for key, value in config.final_config_dict.items()
+        if value is not None and key not in IRRELEVANT_SETTINGS and not key.startswith("backbone")
+    }
+    return json.loads(json.dumps({**settings, "training": training}, default=str, sort_keys=True))
+
+
+def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefix") -> StockRun:
+    """Return the stock model ``config["model"]`` trained on ``splits``, from its folder where the same was trained before.
+
+    Args:
+        config: a stock model's configuration (made for the same dataset as the splits).
+        splits: ``train`` (one row per prefix), ``valid`` and ``test``; see ``TextSequentialDataset.build``.
+        training: ``prefix`` (RecBole's own way) or ``causal`` (all positions at once; falls back to ``prefix`` for models
+            that are not causal).
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    name = config["model"]
+    if training == "causal" and (name not in CAUSAL_MODELS or config["loss_type"] != "CE"):
+        training = "prefix"
+    settings = settings_of(config, training)
+    fingerprint = splits["train"].fingerprint
+    digest = hashlib.sha256(json.dumps([settings, fingerprint], sort_keys=True).encode()).hexdigest()[:10]
+    folder = Path(config["checkpoint_dir"]) / f"{name}-{config['dataset']}-seed{config['seed']}-{digest}"
+
+    train_data, valid_data = _dataloaders(config, splits)
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model(name)(config, splits["train"]).to(config["device"])
+    if checkpoint.exists(folder):
+        record = checkpoint.read_record(folder)
+        checkpoint.check(record, folder, model=name, fingerprint=fingerprint)
+        model.load_state_dict(checkpoint.read_weights(folder, config["device"]))
+        getLogger().info(f"{name}: using the trained model in {folder}")
+        return StockRun(model.eval(), config, splits, folder, record["train_seconds"], record["valid_result"], loaded=True)
+
+    getLogger().info(f"{name}: training it now ({training}); it will be kept in {folder}")
+    started = time.perf_counter()
+    bases = (CandidateEvaluation, get_trainer(config["MODEL_TYPE"], name))
+    if training == "causal":
+        bases = (CausalTraining, *bases)
+    trainer_class = type(f"{name}BaselineTrainer", bases, {})
+    trainer = trainer_class(config, model)
+    if getattr(model, "train_stage", None) == "pretrain":
+        # S3Rec: RecBole leaves the fine-tuning to a second run with other settings, and writes copies for it on the way.
+        trainer.save_step = trainer.pretrain_epochs + 1
+        trainer.pretrain(train_data, verbose=True, show_progress=config["show_progress"])
+        model.train_stage = "finetune"
+        model.loss_fct = BPRLoss() if model.loss_type == "BPR" else nn.CrossEntropyLoss()
+        trainer = trainer_class(config, model)
+    temporary = Path(f"{folder}.{os.getpid()}.pth")
+    trainer.saved_model_file = str(temporary)
+    try:
+        _, valid_result = trainer.fit(train_data, valid_data, verbose=True, saved=True, show_progress=config["show_progress"])
+        if temporary.exists():
+            model.load_state_dict(torch.load(temporary, map_location=config["device"], weights_only=False)["state_dict"])
+    finally:
+        temporary.unlink(missing_ok=True)
+    seconds = time.perf_counter() - started
+    record = {
+        "kind": "stock",
+        "model": name,
+        "dataset": config["dataset"],
+        "fingerprint": fingerprint,
+        "seed": config["seed"],
+        "settings": settings,
+        "train_seconds": seconds,
+        "valid_result": dict(valid_result or {}),
+    }
+    checkpoint.write(folder, record, model.state_dict())
+    return StockRun(model.eval(), config, splits, folder, seconds, record["valid_result"])
+
+
+def _dataloaders(config: Config, splits: dict[str, Any]) -> tuple[Any, Any]:
+    """RecBole's dataloaders. To be made before the model: BERT4Rec's masking writes into ``config`` what the model reads."""
+    train_sampler, valid_sampler, _ = create_samplers(config, splits["train"], [splits[p] for p in ("train", "valid", "test")])
+    return (
+        get_dataloader(config, "train")(config, splits["train"], train_sampler, shuffle=config["shuffle"]),
+        get_dataloader(config, "valid")(config, splits["valid"], valid_sampler, shuffle=False),
+    )
+
+
+def load(folder: str | Path, config: Config, splits: dict[str, Any]) -> StockRun:
+    """Load a stock model from ``folder`` for ``config`` and ``splits``; a model of other data is refused.
+
+    Raises:
+        UserError: no readable checkpoint, or one of another model, dataset or split.
+    """
+    folder = Path(folder)
+    record = checkpoint.read_record(folder)
+    checkpoint.check(record, folder, model=config["model"], fingerprint=splits["train"].fingerprint)
+    _dataloaders(config, splits)
+    model = get_model(config["model"])(config, splits["train"]).to(config["device"])
+    try:
+        model.load_state_dict(checkpoint.read_weights(folder, config["device"]))
+    except RuntimeError as error:
+        raise UserError(
+            f"The weights in {folder} do not fit {config['model']} as it is configured here: give the sizes that it was "
+            f"trained with in teacher_settings."
+        ) from error
+    return StockRun(model.eval(), config, splits, folder, record["train_seconds"], record["valid_result"], loaded=True)

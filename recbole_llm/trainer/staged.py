@@ -1,0 +1,82 @@
+"""Training in stages (:mod:`recbole_llm.trainer.stages`).
+
+Each stage is a whole training (validation, early stopping, best weights) that begins with the best weights of the stage
+before. A stage that is finished is kept in ``stages/<number>-<name>`` of the run's folder until the last one ends, so that
+an interrupted run goes on inside the stage in which it was stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recbole_llm import checkpoint
+from recbole_llm.trainer.stages import PARTS, stages_to_run
+from recbole_llm.trainer.trainer import LLMTrainer
+
+
+class StagedTrainer(LLMTrainer):
+    """Trains a model stage by stage.
+
+    Args:
+        config: RecBole configuration; ``stages`` is described above.
+        model: the recommender.
+    """
+
+    def __init__(self, config, model) -> None:
+        self.stages = stages_to_run(config)
+        super().__init__(config, model)
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.model.stage == len(self.stages) - 1
+
+    def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
+        """Train all stages; arguments and result as RecBole's ``Trainer.fit``, the result being the last stage's."""
+        folder, resumed, seconds = Path(self.saved_model_file), self.step > 0, 0.0
+        result = None
+        for number, stage in enumerate(self.stages):
+            last = number == len(self.stages) - 1
+            own = folder if last else folder / "stages" / f"{number + 1}-{stage['name']}"
+            self._enter(number, stage)
+            self.saved_model_file = str(own)
+            if resumed and not last and checkpoint.exists(own) and checkpoint.read_record(own).get("finished"):
+                self.load_weights(own)
+                seconds += checkpoint.read_record(own)["train_seconds"]
+                continue
+            if resumed and super().can_resume(own):
+                super().resume_checkpoint(own)
+            if verbose:
+                self.logger.info(f"Stage {number + 1} of {len(self.stages)}, {stage['name']}: trains {stage['trains']}")
+            result = super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+            seconds += self.train_seconds
+            if not last and saved:
+                self.load_weights(own)
+        self.train_seconds = seconds
+        if saved:
+            record = checkpoint.read_record(folder)
+            checkpoint.write_json(folder / checkpoint.RECORD, {**record, "train_seconds": seconds})
+            shutil.rmtree(folder / "stages", ignore_errors=True)
+        return result
+
+    def _enter(self, number: int, stage: Mapping[str, Any]) -> None:
+        """Make the model and this trainer ready for a stage, as if nothing had been trained but the weights."""
+        self.model.enter_stage(number, stage["vectors"])
+        for name, parameter in self.model.trained_parameters().items():
+            parameter.requires_grad_(any(PARTS[part](name) for part in stage["trains"]))
+        self.epochs, self.learning_rate = stage["epochs"], stage["learning_rate"]
+        self.optimizer = self._build_optimizer()
+        self.step, self.best_step, self.cur_step = 0, -1, 0
+        self.best_valid_score, self.best_valid_result = float("-inf") if self.valid_metric_bigger else float("inf"), None
+        self.train_seconds, self.log = 0.0, []
+
+    def can_resume(self, folder) -> bool:
+        """Whether ``folder`` holds the state of an unfinished training, in whichever stage."""
+        return super().can_resume(folder) or (Path(folder) / "stages").is_dir()
+
+    def resume_checkpoint(self, resume_file) -> None:
+        """Have :meth:`fit` go on in the stage in which the training in ``resume_file`` was stopped."""
+        self.step = 1  # any number above 0; each stage brings its own
+        self.saved_model_file = str(checkpoint.folder_of(resume_file))
