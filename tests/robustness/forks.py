@@ -1,0 +1,98 @@
+"""Command lines run in forks of one process that has imported the library, with limits and signals."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Ended(NamedTuple):
+    """How a command ended: its exit code (negative: the signal; None: it was stopped for its time), output, seconds."""
+
+    code: int | None
+    output: str
+    errors: str
+    seconds: float
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether it ran, or was refused in one sentence."""
+        if "Traceback (most recent call last)" in self.output + self.errors:
+            return False
+        return self.code == 0 or (self.code == 2 and ("Error:" in self.errors or "FAILED" in self.output))
+
+
+def import_library() -> None:
+    """Import once what every fork needs."""
+    import recbole_llm.cli
+    import recbole_llm.quick_start  # noqa: F401
+
+
+def start(words: Sequence[str], folder: Path, logs: Path, memory: int | None = None, file_size: int | None = None) -> int:
+    """Begin ``recbole-llm words`` in ``folder``; its output goes to ``logs/out`` and ``logs/err``. Returns the process id.
+
+    Args:
+        memory: most bytes of address space.
+        file_size: most bytes of a file that it writes: a full disk that needs no disk.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    logs.mkdir(parents=True, exist_ok=True)
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        os.setsid()
+        for name, number in (("out", 1), ("err", 2)):
+            os.dup2(os.open(logs / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+        os.chdir(folder)
+        if memory is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        if file_size is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+        from recbole_llm.cli import main
+
+        code = main(list(words))
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 1
+    finally:
+        import sys
+
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                pass
+        os._exit(code & 255)
+
+
+def wait(child: int, logs: Path, seconds: float) -> Ended:
+    """Wait for a process of :func:`start`; it is killed after ``seconds``."""
+    started, code = time.monotonic(), None
+    while time.monotonic() - started < seconds:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            code = os.waitstatus_to_exitcode(status)
+            break
+        time.sleep(0.02)
+    else:
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    texts = [(logs / name).read_text(errors="replace") if (logs / name).exists() else "" for name in ("out", "err")]
+    return Ended(code, *texts, time.monotonic() - started)
+
+
+def run(words: Sequence[str], folder: Path, logs: Path, seconds: float = 600, **limits: int | None) -> Ended:
+    """:func:`start` and :func:`wait`."""
+    return wait(start(words, folder, logs, **limits), logs, seconds)
