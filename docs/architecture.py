@@ -12,7 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "img" / "architecture.svg"
 
-WIDTH, HEIGHT, GAP, FLOOR, MARGIN = 132, 34, 34, 78, 24  # pixels: a room's size, the space between rooms, a floor's height
+# In pixels: a room's size, the width of a passage between rooms, the space beside both, a floor's height, the margin.
+WIDTH, HEIGHT, PASSAGE, GAP, FLOOR, MARGIN = 118, 34, 2, 16, 88, 20
 
 
 def rooms_and_imports() -> tuple[list[str], dict[str, set[str]]]:
@@ -57,35 +58,85 @@ def floors(rooms: Sequence[str], imports: Mapping[str, set[str]]) -> list[list[s
     return building
 
 
+def laid_out(building: Sequence[Sequence[str]], drawn: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """The floors with a passage ``room>other`` where an import crosses a floor, in an order with few crossings."""
+    level = {room: number for number, floor in enumerate(building) for room in floor}
+    grid: list[list[str]] = [list(floor) for floor in building]
+    neighbors: dict[tuple[int, str], list[tuple[int, str]]] = {}
+    for room, others in drawn.items():
+        for other in others:
+            path = [(level[room], room)]
+            for between in range(level[room] + 1, level[other]):
+                grid[between].append(f"{room}>{other}")
+                path.append((between, grid[between][-1]))
+            path.append((level[other], other))
+            for upper, lower in zip(path, path[1:], strict=False):
+                neighbors.setdefault(upper, []).append(lower)
+                neighbors.setdefault(lower, []).append(upper)
+
+    def center(number: int, name: str, step: int) -> float:
+        places = [positions[other] for other in neighbors.get((number, name), []) if other[0] == number + step]
+        return sum(places) / len(places) if places else positions[number, name]
+
+    for turn in range(24):  # a floor is sorted by where its neighbors above stand, then by those below, and so on
+        step = -1 if turn % 2 == 0 else 1
+        for number in range(len(grid))[::-step]:
+            positions = {
+                (other, name): (place + 0.5) / len(grid[other])
+                for other in range(len(grid))
+                for place, name in enumerate(grid[other])
+            }
+            grid[number].sort(key=lambda name: center(number, name, step))  # noqa: B023
+    return grid
+
+
 def draw() -> str:
     """The picture as SVG."""
     rooms, imports = rooms_and_imports()
-    drawn, building = direct(rooms, imports), floors(rooms, imports)
-    width = 2 * MARGIN + max(len(floor) for floor in building) * (WIDTH + GAP) + 3 * GAP
-    height = 2 * MARGIN + (len(building) - 1) * FLOOR + HEIGHT
-    corner: dict[str, tuple[float, float]] = {}
-    for level, floor in enumerate(building):
-        taken = len(floor) * WIDTH + (len(floor) - 1) * GAP
-        # Every other floor stands a little to the side, so that lines pass between the rooms.
-        left = (width - taken) / 2 + (GAP if level % 2 else -GAP) * (1.5 if len(floor) == 1 else 1)
-        for place, room in enumerate(floor):
-            corner[room] = left + place * (WIDTH + GAP), MARGIN + level * FLOOR
-    lines, boxes = [], []
+    drawn = direct(rooms, imports)
+    grid = laid_out(floors(rooms, imports), drawn)
+    sizes = [[PASSAGE if ">" in name else WIDTH for name in floor] for floor in grid]
+    inner = max(sum(floor) + GAP * (len(floor) - 1) for floor in sizes)
+    width, height = 2 * MARGIN + inner, 2 * MARGIN + (len(grid) - 1) * FLOOR + HEIGHT
+    left: dict[tuple[int, str], float] = {}
+    for number, (floor, widths) in enumerate(zip(grid, sizes, strict=True)):
+        x = (width - sum(widths) - GAP * (len(floor) - 1)) / 2
+        for name, size in zip(floor, widths, strict=True):
+            left[number, name] = x
+            x += size + GAP
+    level = {name: number for number, floor in enumerate(grid) for name in floor if ">" not in name}
+    # Lines leave and reach a room side by side, in the order of where they come from or go to.
+    paths = {}
     for room in rooms:
-        x, y = corner[room]
-        for number, other in enumerate(drawn[room]):
-            to_x, to_y = corner[other]
-            start = x + WIDTH * (number + 1) / (len(drawn[room]) + 1)
-            above = [upper for upper in rooms if other in drawn[upper]]
-            end = to_x + WIDTH * (above.index(room) + 1) / (len(above) + 1)
-            bend = (to_y - y - HEIGHT) / 2
-            lines.append(
-                f'<path d="M{start:.0f},{y + HEIGHT:.0f} C{start:.0f},{y + HEIGHT + bend:.0f} '
-                f'{end:.0f},{to_y - bend:.0f} {end:.0f},{to_y - 3:.0f}"/>'
-            )
+        for other in drawn[room]:
+            between = [(number, f"{room}>{other}") for number in range(level[room] + 1, level[other])]
+            paths[room, other] = [(level[room], room), *between, (level[other], other)]
+    starts = {room: sorted(drawn[room], key=lambda other: left[paths[room, other][1]]) for room in rooms}  # noqa: B023
+    ends = {
+        other: sorted((room for room in rooms if other in drawn[room]), key=lambda room: left[paths[room, other][-2]])  # noqa: B023
+        for other in rooms
+    }
+    lines, boxes = [], []
+    for (room, other), path in paths.items():
+        x = left[path[0]] + WIDTH * (starts[room].index(other) + 1) / (len(starts[room]) + 1)
+        y = MARGIN + level[room] * FLOOR + HEIGHT
+        line = f"M{x:.0f},{y}"
+        for number, name in path[1:]:
+            is_end = name == other
+            to_y = MARGIN + number * FLOOR - (3 if is_end else 0)
+            share = (ends[other].index(room) + 1) / (len(ends[other]) + 1) if is_end else 0.5
+            to_x = left[number, name] + (WIDTH if is_end else PASSAGE) * share
+            bend = (y + to_y) / 2
+            line += f" C{x:.0f},{bend:.0f} {to_x:.0f},{bend:.0f} {to_x:.0f},{to_y}"
+            if not is_end:
+                line += f" V{to_y + HEIGHT}"
+            x, y = to_x, to_y + HEIGHT
+        lines.append(f'<path d="{line}"/>')
+    for room in rooms:
+        x, y = left[level[room], room], MARGIN + level[room] * FLOOR
         kind = "package" if (ROOT / "recbole_llm" / room).is_dir() else "module"
         boxes.append(
-            f'<rect class="{kind}" x="{x:.0f}" y="{y:.0f}" width="{WIDTH}" height="{HEIGHT}" rx="5"/>'
+            f'<rect class="{kind}" x="{x:.0f}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="5"/>'
             f'<text x="{x + WIDTH / 2:.0f}" y="{y + HEIGHT / 2 + 5:.0f}">{room}{"/" if kind == "package" else ".py"}</text>'
         )
     style = (

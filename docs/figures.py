@@ -10,7 +10,7 @@ RESULTS = ROOT / "results" / "retrieval.json"
 PICTURE = ROOT / "docs" / "img" / "retrieval.svg"
 
 METRIC, CHANCE = "hit@10", 0.10  # ten of 100 candidates
-LABELS, BAR, SCALE_TO, BAR_HEIGHT, ROW = 210, 420, 0.8, 18, 26  # pixels, but for SCALE_TO
+LABELS, BAR, SCALE_TO, BAR_HEIGHT, ROW = 250, 420, 0.8, 18, 26  # pixels, but for SCALE_TO
 COLORS = {"SASRec": "#9e9e9e", "LLM-SRec": "#7986cb", "LLM-STAR": "#303f9f"}
 
 
