@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
 
 PACKAGE = Path(__file__).resolve().parents[1] / "recbole_llm"
 
@@ -58,11 +56,3 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, text in pages().items():
         files.append(File.generated(config, f"reference/{name}.md", content=text))
     return files
-
-
-def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Docstrings name code as Sphinx does, :func:`module.name`: show the last part of the name."""
-    if page.file.src_uri.startswith("reference/"):
-        html = re.sub(r":[a-z]+:<code>~?(?:[\w.]+\.)?(\w+)</code>", r"<code>\1</code>", html)
-        html = html.replace("::</p>", ":</p>")
-    return html

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import recbole_llm
 from recbole.data.interaction import Interaction
-from recbole_llm.recommender.llm_recommender import LLMRecommender
 from torch import Tensor
+
+import recbole_llm
+from recbole_llm.recommender.llm_recommender import LLMRecommender
 
 
 class MyModel(LLMRecommender):
