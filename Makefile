@@ -3,27 +3,37 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 INSTALLED = $(VENV)/.installed
+DOCS_INSTALLED = $(VENV)/.docs-installed
+PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test lint docs bench clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/python run_recbole_llm.py --model=SASRec,LLMSRec,LLMSTAR --dataset=ml-100k --config_files=properties/quickstart.yaml
 
-test: $(INSTALLED)
-	$(VENV)/bin/python -m ruff check .
+test: lint
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
 
 lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m mypy
+
+# Pages in site/; a broken link, anchor or reference is an error.
+docs: $(DOCS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 
 bench: $(INSTALLED)
 	for name in step_cost generation_cost st2si_cost softmax_memory; do $(VENV)/bin/python benchmarks/$$name.py || exit 1; done
 
-# The marker is written last, so that an installation that was cut off is taken up again.
+# A marker is written last, so that an installation that was cut off is taken up again.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
-	touch $(INSTALLED)
+	$(PIP_INSTALL) -e ".[test]"
+	touch $@
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(PIP_INSTALL) -e ".[docs]"
+	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info recbole_llm.egg-info
+	rm -rf $(VENV) build site *.egg-info recbole_llm.egg-info

@@ -67,9 +67,10 @@ def compare(
     for name in models:
         if not re.fullmatch(r"\w+(:[\w-]+)?", name):
             raise UserError(f"model: {name!r} is no name; a model's, or one such as LLMSTAR:plain for a variant of LLMSTAR.")
+    chosen_seeds: list[int | None] = [*seeds] or [None]
     configs = {
         (seed, name): configure(name, dataset, models, seed, config_file_list, settings)
-        for seed in (list(seeds) or [None])
+        for seed in chosen_seeds
         for name in models
     }
     for config in configs.values():
@@ -77,7 +78,8 @@ def compare(
             fetch_backbone(config)  # what is wrong with it shows before a baseline is trained, not after
             source_configs(config)
     start_logging(next(iter(configs.values())), models)
-    data, rows = SharedData(), []
+    data = SharedData()
+    rows: list[dict[str, Any]] = []
     for (_, name), config in configs.items():
         try:
             # A teacher that several models share has one row.

@@ -81,7 +81,7 @@ def recommend(
         raise UserError(f"topk is {topk}: give a whole number above 0.")
     config, model, dataset, *_ = load(model_file)
     splits = dataset.splits
-    items = _items_of_user(splits["test"], user) if user is not None else _items_of_titles(dataset, history)
+    items = _items_of_user(splits["test"], user) if user is not None else _items_of_titles(dataset, history or ())
     length = config["MAX_ITEM_LIST_LENGTH"]
     kept = items[-length:]
     row = np.zeros((1, length), dtype=np.int64)
@@ -138,8 +138,8 @@ def _items_of_titles(dataset: TextSequentialDataset, titles: Sequence[str]) -> n
     if not titles:
         raise UserError("history: give at least one title.")
     by_title: dict[str, int] = {}
-    for item, text in enumerate(dataset.item_texts[1:], start=1):
-        by_title.setdefault(text.strip().casefold(), item)
+    for number, text in enumerate(dataset.item_texts[1:], start=1):
+        by_title.setdefault(text.strip().casefold(), number)
     items = []
     for title in titles:
         item = by_title.get(str(title).strip().casefold())

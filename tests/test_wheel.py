@@ -40,6 +40,11 @@ def test_every_yaml_file_is_in_an_empty_environment(installed):
     assert found == {file.relative_to(ROOT / "properties") for file in (ROOT / "properties").rglob("*.yaml")}
 
 
+def test_the_wheel_says_that_it_has_type_hints(installed):
+    ask = "import importlib.metadata as m; print(*m.files('recbole-llm'), sep='\\n')"
+    assert "recbole_llm/py.typed" in call(installed / "python", "-c", ask).split()
+
+
 def test_the_installed_command_reads_them(installed):
     """What the library needs is lent from this environment; the library itself is the wheel's."""
     libraries = {"PYTHONPATH": sysconfig.get_paths()["purelib"]}

@@ -342,6 +342,7 @@ class CandidateSampler:
         """
         if self._candidates is None or self._candidates.shape[1] != 1 + num:
             self._draw(num)
+        assert self._candidates is not None
         occurrences: dict[tuple[int, int], int] = {}
         rows = []
         for name in zip(np.asarray(user_ids).tolist(), np.asarray(item_ids).tolist(), strict=True):

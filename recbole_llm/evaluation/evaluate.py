@@ -130,7 +130,7 @@ def evaluate(
 ) -> RankingResult | LabelResult:
     """Judge a model as ``eval_args: mode`` says: :func:`evaluate_labels` where it is ``labeled``, else
     :func:`evaluate_ranking`; the arguments are theirs."""
-    options = {"progress": progress, "eval_batch_rows": eval_batch_rows}
+    options: dict[str, Any] = {"progress": progress, "eval_batch_rows": eval_batch_rows}
     if _mode(config, phase) == "labeled":
         return evaluate_labels(predict_rows, split, config, phase, rows, probabilities=probabilities, **options)
     return evaluate_ranking(score_rows, split, config, phase, rows, pool=pool, rank_targets=rank_targets, **options)

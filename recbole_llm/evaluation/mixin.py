@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from recbole_llm.evaluation.evaluate import LabelResult, RankingResult, evaluate, sample_rows
+from recbole_llm.evaluation.evaluate import LabelResult, PredictRows, RankingResult, ScoreRows, evaluate, sample_rows
 from recbole_llm.evaluation.stock_scores import stock_predictions, stock_scores
 
 
@@ -20,6 +22,13 @@ class CandidateEvaluation:
         predicts_probabilities: whether what the model predicts of an item is a probability.
     """
 
+    # RecBole's Trainer has these.
+    config: Any
+    device: torch.device
+    model: Any
+    saved_model_file: str
+    wandblogger: Any
+
     last_ranking: RankingResult | LabelResult | None = None
     predicts_probabilities = False
 
@@ -29,7 +38,7 @@ class CandidateEvaluation:
         self.model.load_state_dict(weights["state_dict"])
         self.model.load_other_parameter(weights.get("other_parameter"))
 
-    def _scores(self):
+    def _scores(self) -> tuple[ScoreRows, PredictRows]:
         return stock_scores(self.model), stock_predictions(self.model)
 
     @torch.no_grad()

@@ -126,13 +126,13 @@ def rank_from_counts(
 def _break_ties(
     better: Tensor, equal: Tensor, invalid: Tensor, last: Tensor, seed: int, positions: np.ndarray | None
 ) -> np.ndarray:
-    better, equal, invalid, last = (tensor.cpu().numpy() for tensor in (better, equal, invalid, last))
-    positions = np.arange(len(better)) if positions is None else np.asarray(positions)
+    greater, same, wrong, worst = (tensor.cpu().numpy() for tensor in (better, equal, invalid, last))
+    positions = np.arange(len(greater)) if positions is None else np.asarray(positions)
     share = uniform(row_key("ties", seed, positions))
-    ranks = 1 + better + np.floor(share * (equal + 1)).astype(np.int64)
-    if invalid.any():
-        logger.warning("%d of %d rows have scores that are NaN; they rank last.", invalid.sum(), len(invalid))
-        ranks = np.where(invalid, last, ranks)
+    ranks = 1 + greater + np.floor(share * (same + 1)).astype(np.int64)
+    if wrong.any():
+        logger.warning("%d of %d rows have scores that are NaN; they rank last.", wrong.sum(), len(wrong))
+        ranks = np.where(wrong, worst, ranks)
     return ranks.astype(np.int64)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from recbole_llm.evaluation.randomness import CHUNK_ELEMENTS
@@ -64,7 +65,7 @@ def paired_test(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, float]
     }
 
 
-def auc_test(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+def auc_test(labels: np.ndarray, a: ArrayLike, b: ArrayLike) -> dict[str, float]:
     """Test whether model ``a`` differs from model ``b`` in the area under the ROC curve over the same rows.
 
     DeLong, DeLong & Clarke-Pearson (Biometrics 1988): the area is the mean, over the liked rows, of the share of others
@@ -92,13 +93,13 @@ def auc_test(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> dict[str, floa
     }
 
 
-def _auc_shares(liked: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _auc_shares(liked: np.ndarray, values: ArrayLike) -> np.ndarray:
     """For each liked row the share of the others below it, for each other row that of the liked above it: ``[rows]``,
     the mean over the seeds of ``values`` ``[seeds, rows]``."""
-    values = np.asarray(values, dtype=np.float64)
-    among_all, shares = rankdata(values, axis=1), np.empty(values.shape)
+    rows = np.asarray(values, dtype=np.float64)
+    among_all, shares = rankdata(rows, axis=1), np.empty(rows.shape)
     for group in (liked, ~liked):
-        shares[:, group] = (among_all[:, group] - rankdata(values[:, group], axis=1)) / (~group).sum()
+        shares[:, group] = (among_all[:, group] - rankdata(rows[:, group], axis=1)) / (~group).sum()
     shares[:, ~liked] = 1 - shares[:, ~liked]
     return shares.mean(axis=0)
 

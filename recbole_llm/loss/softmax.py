@@ -106,9 +106,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 column, inside = _own_column(targets[positions], items)
                 gradient.scatter_add_(1, column, -inside[:, None].to(gradient.dtype))
                 gradient.mul_(upstream[positions, None])
-                if hidden_wanted:
+                if hidden_gradient is not None:
                     hidden_gradient[positions].addmm_(gradient, weight[items])
-                if weight_wanted:
+                if weight_gradient is not None:
                     weight_gradient[items].addmm_(gradient.T, hidden[positions])
         return hidden_gradient, weight_gradient, None, None, None
 

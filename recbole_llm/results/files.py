@@ -180,7 +180,7 @@ def _is_record(record: Any) -> bool:
 def _runs_by_user(file: Path, text: str) -> Iterator[dict[str, Any]]:
     """The runs of a file of :func:`write_per_user`: ``label``, ``seed``, ``user_ids`` and ``ranks`` or labels and values."""
     lines = csv.DictReader(io.StringIO(text), delimiter="\t")
-    kinds = {"rank": int} if "rank" in lines.fieldnames else {"label": int, "value": float}
+    kinds = {"rank": int} if "rank" in (lines.fieldnames or ()) else {"label": int, "value": float}
     runs: dict[tuple[str, int], list[list[Any]]] = {}
     try:
         for line in lines:

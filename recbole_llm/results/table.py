@@ -250,7 +250,7 @@ def _compare(line: _Line, first: _Line, metric: str) -> dict[str, float] | None:
 
 def _same_labels(runs: Sequence[Row]) -> bool:
     """Whether the runs judged the same users' labels, of which there are enough of both kinds to test."""
-    labels = [row.get("labels") for row in runs]
+    labels: list[Any] = [row.get("labels") for row in runs]
     if labels[0] is None or np.bincount(labels[0], minlength=2).min() < 2:
         return False
     same_users = all(np.array_equal(row["user_ids"], runs[0]["user_ids"]) for row in runs)
@@ -264,7 +264,7 @@ def _user_values(runs: Sequence[Row], metric: str) -> tuple[np.ndarray, np.ndarr
         ids: ``[users]`` sorted, and values: ``[users]``; None where the runs lack ranks or differ in users.
     """
     values = []
-    users = None
+    users: Any = None
     for row in runs:
         ranks = row.get("ranks")
         if ranks is None:
