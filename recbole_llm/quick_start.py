@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import re
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
@@ -20,17 +21,16 @@ from recbole.config import Config
 from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_seed
 from recbole.utils.argument_list import training_arguments
 
-from recbole_llm.backbone.load import fetch_backbone
+from recbole_llm import preflight
 from recbole_llm.config.schema import load_yaml, read_schema
 from recbole_llm.config.settings import make_config, model_of, settings_for
 from recbole_llm.data.loaders import dataloaders
 from recbole_llm.data.shared import SharedData
-from recbole_llm.errors import UserError
+from recbole_llm.errors import UserError, first_line
 from recbole_llm.evaluation.evaluate import RankingResult, evaluate
 from recbole_llm.evaluation.stock_scores import stock_predictions, stock_scores
 from recbole_llm.registry import is_ours
 from recbole_llm.teacher import stock
-from recbole_llm.trainer.pretraining import source_configs
 
 
 def compare(
@@ -73,13 +73,10 @@ def compare(
         for seed in chosen_seeds
         for name in models
     }
-    for config in configs.values():
-        if is_ours(config["model"]):
-            fetch_backbone(config)  # what is wrong with it shows before a baseline is trained, not after
-            source_configs(config)
     start_logging(next(iter(configs.values())), models)
     data = SharedData()
     rows: list[dict[str, Any]] = []
+    preflight.check(configs.values(), data)
     for (_, name), config in configs.items():
         try:
             # A teacher that several models share has one row.
@@ -89,15 +86,32 @@ def compare(
                     rows.append({**row, "model": name})
                 elif row["checkpoint"] not in known:
                     rows.append(row)
-        except UserError as error:
-            if not rows:
+        except Exception as error:
+            if isinstance(error, UserError) and len(configs) == 1:
                 raise
-            # What the other models gave is not lost because one failed.
-            rows.append({"model": name, "dataset": dataset, "seed": config["seed"], "error": str(error)})
+            # What the other models gave, and will give, is not lost because one failed.
+            log_traceback(error)
+            rows.append({"model": name, "dataset": dataset, "seed": config["seed"], "error": failure(error)})
         if on_row is not None:
             on_row(rows)
         gc.collect()
     return [row for row in rows if row.get("role") != "teacher"] + [row for row in rows if row.get("role") == "teacher"]
+
+
+def failure(error: BaseException) -> str:
+    """What a table says of a model that failed: the sentence of a user's mistake, else the class and first line."""
+    if isinstance(error, UserError):
+        return str(error)
+    return (f"{type(error).__name__}: {first_line(error)}")
+
+
+def log_traceback(error: BaseException) -> None:
+    """Write where an error came from to the log file; the console has its sentence."""
+    lines = "".join(traceback.format_exception(error))
+    record = logging.LogRecord("recbole_llm", logging.ERROR, __file__, 0, lines, None, None)
+    for handler in getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def configure(

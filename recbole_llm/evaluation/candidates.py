@@ -254,6 +254,16 @@ def _popularity(split: Any) -> np.ndarray:
     return np.bincount(targets.numpy(), minlength=split.item_num)
 
 
+def check_pools(split: Any, number: int, phase: str) -> None:
+    """Check that each row's user has ``number`` items left that they never interacted with.
+
+    Raises:
+        UserError: naming the user who has the fewest, and the remedy.
+    """
+    users, _ = _users_and_ordinals(split)
+    _check_pools(split, users, split.item_num - 1 - _interacted_counts(split)[users], number, phase)
+
+
 def _check_pools(split: Any, users: np.ndarray, pools: np.ndarray, number: int, phase: str) -> None:
     if len(pools) == 0 or pools.min() >= number:
         return

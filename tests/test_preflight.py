@@ -1,0 +1,77 @@
+"""What is wrong with a comparison is told before anything is trained; what fails later costs no other model its row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recbole_llm.errors import UserError
+from recbole_llm.quick_start import compare
+
+SETTINGS = {
+    "backbone": "tiny",
+    "backbone_dtype": "float32",
+    "head_hidden_size": 8,
+    "representation_size": 8,
+    "epochs": 1,
+    "SASRec.epochs": 1,
+    "eval_args": {"mode": "uni9"},
+    "topk": [5],
+    "valid_metric": "Hit@5",
+    "use_gpu": False,
+    "show_progress": False,
+    "state": "ERROR",
+}
+
+
+@pytest.fixture
+def run(chain_data, tmp_path, monkeypatch):
+    """Compare models on the chain with small settings and those given."""
+    monkeypatch.chdir(tmp_path)
+
+    def compare_with(models: list[str], **settings):
+        return compare(models, "chain", settings={**SETTINGS, "data_path": str(chain_data), **settings})
+
+    return compare_with
+
+
+@pytest.mark.parametrize(
+    ("models", "settings", "message"),
+    [
+        (["SASRec", "LLMSTAR"], {"eval_args": {"mode": "uni99"}}, r"mode uni99 \(valid\) asks for 99 items.*set it to uni"),
+        (["SASRec", "LLMSTAR"], {"train_negatives": 1000}, r"train_negatives: 1000 takes 1000 items .* set it to \d+ or lower"),
+        (
+            ["TALLRec"],
+            {"protocol": "generation", "recommend_by": "generation", "train_candidates": 500, "eval_args": {"mode": "uni4"},
+             "topk": [1], "valid_metric": "Hit@1"},
+            r"train_candidates: 500 takes 499 items",
+        ),
+        (["SASRec", "FDSA"], {"FDSA.selected_features": ["brand"]}, r"selected_features: FDSA reads the column 'brand'"),
+        (["SASRec"], {"MAX_ITEM_LIST_LENGTH": 10**9}, r"MAX_ITEM_LIST_LENGTH: 1000000000 items .* set it to \d+ or lower"),
+        (["SASRec"], {"normalize_field": ["nothing"]}, r"dataset: chain cannot be loaded .*nothing"),
+        (["SASRec", "LLMSTAR"], {"backbone": "no/such-folder.gguf"}, r"backbone"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_anything_is_trained(run, tmp_path, models, settings, message):
+    with pytest.raises(UserError, match=message):
+        run(models, **settings)
+    assert not any((tmp_path / "saved").glob("*/*.safetensors"))
+
+
+def test_a_folder_that_cannot_be_written(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="checkpoint_dir: .* cannot be written"):
+        run(["SASRec"], checkpoint_dir=str(tmp_path / "file" / "saved"))
+
+
+def test_one_models_failure_is_its_row(run, tmp_path, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("nothing to divide\nby")
+
+    monkeypatch.setattr("recbole.model.sequential_recommender.gru4rec.GRU4Rec.__init__", broken)
+    rows = run(["GRU4Rec", "SASRec"])
+    assert rows[0]["error"] == "ZeroDivisionError: nothing to divide"
+    assert rows[1]["model"] == "SASRec" and rows[1]["metrics"]
+    logs = "".join(file.read_text() for file in Path("log").rglob("*.log"))
+    assert "Traceback (most recent call last)" in logs and "ZeroDivisionError" in logs
