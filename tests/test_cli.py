@@ -284,16 +284,6 @@ def test_out_of_memory_says_which_key_to_lower(chain_data, monkeypatch, capsys, 
 # Recommending
 
 
-@pytest.fixture(scope="module")
-def trained(chain_data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["pytest"])
-        assert run(chain_data, f"--checkpoint_dir={folder / 'saved'}", models="SASRec,LLMSRec") == 0
-    return {path.name.split("-")[0]: path for path in (folder / "saved").iterdir()}
-
-
 def test_recommend_for_a_user_and_for_titles(trained, capsys):
     assert cli.main(["recommend", f"--checkpoint={trained['LLMSRec']}", "--user=u1", "--topk=3"]) == 0
     out = capsys.readouterr().out
