@@ -330,8 +330,8 @@ class TextSequentialDataset(SequentialDataset):
         recorded, lines = self._recorded_times
         row = int(np.flatnonzero(np.isin(recorded, outside))[0])
         raise UserError(
-            f"{self._inter_path}:{lines[row]} has {recorded[row]:.15g} as {self.time_field}, which is beyond the calendar (years "
-            f"1 to 9999) as timestamp_format: {kind} reads it: correct or remove the line, or set the key to none"
+            f"{self._inter_path}:{lines[row]} has {recorded[row]:.15g} as {self.time_field}, which is beyond the calendar "
+            f"(years 1 to 9999) as timestamp_format: {kind} reads it: correct or remove the line, or set the key to none"
         )
 
     def _identify(self, times: np.ndarray) -> str:
