@@ -32,7 +32,7 @@ from tqdm import tqdm
 from recbole_llm import checkpoint
 from recbole_llm.data.sequences import cut_windows, user_sequences
 from recbole_llm.errors import UserError
-from recbole_llm.evaluation.mixin import CandidateEvaluation
+from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
 from recbole_llm.files import reporting_full_disk
 
 # Models whose state at position n sees items 1..n only, with one `gather_indexes` at the end of `forward`.
