@@ -1,4 +1,4 @@
-"""Checkpoints: trained weights in safetensors and a JSON record beside them. Nothing is pickled, nothing unpickled.
+"""Checkpoints: trained weights in safetensors and a JSON record beside them. Nothing is pickled or unpickled.
 
 ::
 
@@ -8,7 +8,7 @@
         adapter/               LoRA matrices once more, as PEFT writes them (only where the LLM was tuned by LoRA)
         merged/                the LLM with them merged, as a Hugging Face folder (only under merge_adapter)
         resume/                state of an unfinished training (removed when it ends)
-            state.json         position, best score, random states
+            state.json         position and best score
             state.safetensors  weights and optimizer state
 """
 
@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from recbole_llm.errors import UserError
+from recbole_llm.errors import UserError, first_line
 from recbole_llm.files import replace_file
 
 RECORD = "recbole_llm.json"
@@ -40,7 +40,7 @@ def exists(folder: str | Path) -> bool:
 
 
 def folder_of(path: str | Path) -> Path:
-    """The checkpoint folder that ``path`` means: the folder itself, or a file in it."""
+    """The checkpoint folder of ``path``, which is the folder itself or a file in it."""
     path = Path(path)
     return path.parent if path.is_file() else path
 
@@ -97,8 +97,8 @@ def read_json(file: Path) -> dict[str, Any]:
         record = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file} does not exist: give the folder of a checkpoint that this library wrote.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is truncated or not a checkpoint of this library ({error}).") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} is truncated or not a checkpoint of this library ({first_line(error)}).") from None
     if not isinstance(record, dict):
         raise UserError(f"{file} is not a checkpoint of this library.")
     return record
@@ -112,7 +112,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     """
     folder = folder_of(folder)
     record = read_json(folder / RECORD)
-    if not isinstance(record.get("format"), int) or "model" not in record:
+    if not isinstance(record.get("format"), int) or not isinstance(record.get("model"), str):
         raise UserError(f"{folder / RECORD} is not a checkpoint of this library.")
     if record["format"] > FORMAT:
         raise UserError(f"{folder} was written by a newer version of recbole-llm: update the library to read it.")
@@ -128,7 +128,7 @@ def read_tensors(file: Path, device: torch.device | str = "cpu") -> dict[str, Te
     try:
         return load_file(str(file), device=str(device))
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} is missing, truncated or no safetensors file ({error}).") from None
+        raise UserError(f"{file} is missing, truncated or no safetensors file ({first_line(error)}).") from None
 
 
 def read_weights(folder: str | Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:

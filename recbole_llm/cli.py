@@ -1,15 +1,18 @@
 """The command line: ``recbole-llm run``, ``recbole-llm table`` and ``recbole-llm recommend``.
 
-A user's mistake ends with one sentence on standard error and exit code 2.
+Invalid input ends with one sentence on standard error and exit code 2; so do Ctrl-C and the signals that end a process.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from recbole_llm.errors import UserError, closest
+from recbole_llm.errors import UserError, closest, printable, sentence_for
 
 USAGE = """\
 recbole-llm: LLM-based sequential recommenders in RecBole
@@ -19,7 +22,8 @@ recbole-llm: LLM-based sequential recommenders in RecBole
   recbole-llm table FILE ... [--against=SASRec]
       print one table, with tests, of runs that were made apart, from their results_file and per_user_file
   recbole-llm recommend --checkpoint=saved/... (--user=196 | --history='[Toy Story, GoldenEye]') [--topk=10]
-      print the top items of a trained model, by title
+      print the top items of a trained model, by title; where its files have moved, name them by --data_path,
+      --teacher_checkpoint, --pretrained and --backbone
 """
 
 
@@ -35,22 +39,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command not in commands:
             near, known = closest(command, commands), tuple(commands)
             raise UserError(f"unknown command {command!r}" + (f"; did you mean {near}?" if near else f"; choose {known}."))
-        return commands[command](rest)
-    except UserError as error:
-        return _fail(f"Error: {error}")
+        with _signals_as_interrupts():
+            return commands[command](rest)
     except KeyboardInterrupt:
         return _fail("Interrupted: what was trained is kept; the same command with --resume=True goes on with the rest.")
-    except OSError as error:
-        if error.filename is None:
+    except Exception as error:
+        sentence = sentence_for(error)
+        if sentence is None:
             raise
-        return _fail(f"Error: {error.filename} cannot be read or written ({error.strerror}).")
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        return _fail(
-            "Error: out of memory; lower micro_batch_tokens or train_batch_size, or set --recompute_activations=True "
-            "(or take fewer backbone_layers)."
-        )
+        return _fail(f"Error: {sentence}")
+
+
+@contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """Within the context, SIGTERM, SIGHUP and SIGQUIT end the program as Ctrl-C does, unless it was told to ignore them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = {}
+    for name in ("SIGTERM", "SIGHUP", "SIGQUIT"):
+        number = getattr(signal, name, None)  # Windows has SIGTERM alone
+        if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):  # nohup ignores SIGHUP
+            previous[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -100,7 +119,7 @@ def run(argv: Sequence[str]) -> int:
     print(report.format_table(rows))
     for row in rows:
         if row.get("checkpoint"):
-            print(f"{row['model']} (seed {row['seed']}): {row['checkpoint']}")
+            print(printable(f"{row['model']} (seed {row['seed']}): {row['checkpoint']}", None))
     return 2 if any("error" in row for row in rows) else 0
 
 
@@ -132,10 +151,10 @@ def table(argv: Sequence[str]) -> int:
 def recommend(argv: Sequence[str]) -> int:
     """``recbole-llm recommend``: print the top items for a user or a history."""
     from recbole_llm.config.command_line import parse_command_line
+    from recbole_llm.recommend import GIVEN
 
-    known = {"checkpoint", "user", "history", "topk", "exclude_history", "help"}
     settings = parse_command_line(argv)
-    _refuse_unknown(settings, known)
+    _refuse_unknown(settings, {"checkpoint", "user", "history", "topk", "exclude_history", "help", *GIVEN})
     if settings.get("help") or "checkpoint" not in settings:
         if settings.get("help"):
             print(USAGE, end="")
@@ -157,14 +176,15 @@ def recommend(argv: Sequence[str]) -> int:
         history,
         topk,
         bool(settings.get("exclude_history", True)),
+        {name: settings[name] for name in GIVEN if name in settings},
     )
     shown = titles[-10:]
     print(f"History ({len(titles)} items" + (", the last 10:" if len(titles) > len(shown) else ":"))
     for title in shown:
-        print(f"      {_printable(title)}")
+        print(f"      {printable(title)}")
     print("Recommended:")
     for rank, (item, title, score) in enumerate(found, start=1):
-        print(f"  {rank:>3} {_printable(title)}  (item {item}, score {score:.4f})")
+        print(f"  {rank:>3} {printable(title)}  (item {printable(item)}, score {score:.4f})")
     return 0
 
 
@@ -191,18 +211,6 @@ def _seeds(value: Any) -> list[int]:
     return seeds
 
 
-def _printable(text: str) -> str:
-    """A title for a terminal: one line, no control characters (a title could hold an escape sequence), not endless."""
-    clean = "".join(character if character.isprintable() else " " for character in text)
-    return clean if len(clean) <= 100 else clean[:97] + "..."
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-
-
 def _fail(sentence: str) -> int:
-    print(sentence, file=sys.stderr)
+    print(printable(sentence, None), file=sys.stderr)
     return 2

@@ -1,7 +1,8 @@
-"""Files and folders that are there whole or not at all, for whoever may read what the user writes."""
+"""Atomic writes of files and folders. A full disk is one sentence, and what was there before stays."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -10,43 +11,87 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from recbole_llm.errors import FullDiskError, is_full_disk
+
+# No room on the device, none left in the user's quota, and the size limit of a file.
+
 
 def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside its place, then move it there in one step: a killed program leaves the old one whole."""
+    """Write a file beside its place, then move it there in one step: if the program is killed, the old file is intact.
+
+    Args:
+        file: what to replace; its folder exists.
+        write: called with the temporary file to write.
+
+    Raises:
+        FullDiskError: there is no room for the file.
+    """
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        _settle(temporary)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with reporting_full_disk(file):
+        try:
+            write(temporary)
+            _flush_to_disk(temporary)
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def written_folder(target: Path) -> Iterator[Path]:
-    """Let a folder be written elsewhere, and put it in the place of ``target`` once it is complete and on disk.
+    """Let a folder be written elsewhere, and move it to ``target`` once it is complete and on disk.
 
-    What is stopped in the middle, or killed, leaves ``target`` as it was; a killed program's leftovers go with the next
-    call. One writer at a time.
+    If the writing fails or the program is killed, ``target`` is as it was; what a killed program left behind is removed by
+    the next call. One writer at a time.
 
     Yields:
         where to make the folder; its parent is a scratch folder that lasts as long as the context.
+
+    Raises:
+        FullDiskError: there is no room for the folder.
     """
     for leftover in target.parent.glob(f"{target.name}.*.part"):
         shutil.rmtree(leftover)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.", suffix=".part") as scratch:
-        made = Path(scratch) / "new"
-        yield made
-        for path in [*made.rglob("*"), made]:
-            _settle(path)
+    with (
+        reporting_full_disk(target),
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.", suffix=".part") as scratch,
+    ):
+        new = Path(scratch) / "new"
+        yield new
+        for path in [*new.rglob("*"), new]:
+            _flush_to_disk(path)
         if target.exists():
             os.rename(target, Path(scratch) / "old")
-        os.rename(made, target)
+        os.rename(new, target)
     _sync(target.parent)
 
 
-def _settle(path: Path) -> None:
-    """Force a new file or folder to disk, with the mode of any that this user makes: safetensors' are the owner's alone."""
+@contextmanager
+def reporting_full_disk(path: Path) -> Iterator[None]:
+    """Turn the error of a write that found no room into one sentence that names ``path`` and its folder.
+
+    Raises:
+        FullDiskError: there is no room left.
+    """
+    try:
+        yield
+    except FullDiskError:
+        raise
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        raise FullDiskError(
+            f"{path} cannot be written, for there is no room left in {path.parent} ({_reason(error)}): free some, or name a "
+            f"folder on another disk."
+        ) from error
+
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Force a new file or folder to disk, with the mode of any new one of this user: safetensors makes them private."""
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~mask)

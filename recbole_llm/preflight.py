@@ -18,7 +18,7 @@ from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError, first_line
 from recbole_llm.evaluation.candidates import check_pools
-from recbole_llm.evaluation.evaluate import evaluation_mode
+from recbole_llm.evaluation.protocols import EvaluationSettings, evaluation_mode
 from recbole_llm.registry import is_ours
 from recbole_llm.trainer.pretraining import source_configs
 
@@ -90,11 +90,11 @@ def check_candidates(config: Config, splits: Mapping[str, TextSequentialDataset]
         UserError: naming the user and the remedy.
     """
     for phase in ("valid", "test"):
-        modes = config["eval_args"]["mode"]
-        if (modes[phase] if isinstance(modes, Mapping) else modes) == "labeled":
+        settings = EvaluationSettings.of_config(config)
+        if settings.mode(phase) == "labeled":
             continue
-        mode = evaluation_mode(config, phase)
-        if mode is not None and config["candidate_sampling"] == "non_interacted":
+        mode = evaluation_mode(settings, phase)
+        if mode is not None and settings.sampling == "non_interacted":
             check_pools(splits[phase], mode[1], phase)
 
 

@@ -26,7 +26,7 @@ from recbole_llm.config.schema import load_yaml, read_schema
 from recbole_llm.config.settings import make_config, model_of, settings_for
 from recbole_llm.data.loaders import dataloaders
 from recbole_llm.data.shared import SharedData
-from recbole_llm.errors import UserError, first_line
+from recbole_llm.errors import UserError, first_line, printable, sentence_for
 from recbole_llm.evaluation.evaluate import RankingResult, evaluate
 from recbole_llm.evaluation.stock_scores import stock_predictions, stock_scores
 from recbole_llm.registry import is_ours
@@ -87,7 +87,7 @@ def compare(
                 elif row["checkpoint"] not in known:
                     rows.append(row)
         except Exception as error:
-            if isinstance(error, UserError) and len(configs) == 1:
+            if len(configs) == 1 and sentence_for(error) is not None:
                 raise
             # What the other models gave, and will give, is not lost because one failed.
             log_traceback(error)
@@ -100,9 +100,7 @@ def compare(
 
 def failure(error: BaseException) -> str:
     """What a table says of a model that failed: the sentence of a user's mistake, else the class and first line."""
-    if isinstance(error, UserError):
-        return str(error)
-    return (f"{type(error).__name__}: {first_line(error)}")
+    return printable(sentence_for(error) or f"{type(error).__name__}: {first_line(error)}", None)
 
 
 def log_traceback(error: BaseException) -> None:

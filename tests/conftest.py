@@ -62,6 +62,29 @@ def tiny_settings(chain_data, tmp_path):
     }
 
 
+@pytest.fixture(scope="session")
+def trained(chain_data, tmp_path_factory):
+    """A stock model and an LLM recommender that learned from it, trained once on the chain: name -> checkpoint folder.
+
+    A test that changes a folder changes a copy of it.
+    """
+    from recbole_llm import cli
+
+    folder = tmp_path_factory.mktemp("trained")
+    settings = {
+        "model": "SASRec,LLMSRec", "dataset": "chain", "data_path": chain_data, "checkpoint_dir": folder / "saved",
+        "backbone": "tiny", "backbone_dtype": "float32", "head_hidden_size": 16, "representation_size": 8,
+        "item_projection_hidden_size": 16, "epochs": 1, "eval_step": 1, "SASRec.epochs": 1, "SASRec.hidden_size": 8,
+        "SASRec.inner_size": 16, "SASRec.n_layers": 1, "topk": "[1,5]", "valid_metric": "Hit@5", "eval_args": "{mode: uni9}",
+        "use_gpu": False, "show_progress": False,
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["pytest"])
+        assert cli.main(["run", *(f"--{key}={value}" for key, value in settings.items())]) == 0
+    return {path.name.split("-")[0]: path for path in (folder / "saved").iterdir()}
+
+
 @pytest.fixture
 def make_model(tiny_settings):
     """A function (model name, dataset, **settings) -> (config, model, splits), its teacher trained."""

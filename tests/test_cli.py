@@ -1,5 +1,6 @@
 """What a user meets at the command line: results, and for each mistake one sentence and exit code 2."""
 
+import errno
 import json
 import os
 import re
@@ -8,12 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from recbole_llm import cli, recommend
+from recbole_llm.errors import UserError, printable
 
 ROOT = Path(__file__).parents[1]
 STOCK = {"epochs": 1, "hidden_size": 8, "inner_size": 16, "n_layers": 1}
@@ -24,6 +31,7 @@ SMALL = {
     "head_hidden_size": 16,
     "representation_size": 8,
     "item_projection_hidden_size": 16,
+    "history_length": 3,
     "epochs": 1,
     "eval_step": 1,
     **{f"SASRec.{key}": value for key, value in STOCK.items()},
@@ -227,6 +235,78 @@ def test_help_lists_models_datasets_backbones_and_keys(capsys):
     assert "recommend" in capsys.readouterr().out
 
 
+ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
+
+
+@pytest.mark.parametrize("name", ENDING)
+def test_a_signal_that_ends_a_program_is_a_sentence(monkeypatch, capsys, name):
+    before = {ending: signal.getsignal(getattr(signal, ending)) for ending in ENDING}
+
+    def hours(argv):
+        os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(60)
+
+    monkeypatch.setattr(cli, "table", hours)
+    assert cli.main(["table"]) == 2
+    assert re.fullmatch(r"Interrupted: .*--resume=True.*\n", capsys.readouterr().err)
+    assert {ending: signal.getsignal(getattr(signal, ending)) for ending in ENDING} == before
+
+
+def test_a_signal_that_is_ignored_stays_so(monkeypatch, capsys):
+    """``nohup`` has a program outlive its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(cli, "table", lambda argv: os.kill(os.getpid(), signal.SIGHUP) or 0)
+        assert cli.main(["table"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OverflowError("int too large to convert to float\nmore"), "number is too large .int too large to convert to float."),
+        (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
+        (SafetensorError("Error while deserializing header: \x1b[2J"), "damaged.*SafetensorError.*header"),
+        (yaml.YAMLError("while parsing"), "damaged.*YAMLError"),
+        (zipfile.BadZipFile("File is not a zip file"), "damaged.*BadZipFile"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no room left"),
+        (PermissionError(errno.EACCES, "Permission denied", "/nowhere"), "/nowhere cannot be read or written"),
+        (UserError("a\nname \x1b[31m and \u202e"), "a name "),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_errors_that_are_no_defect_are_one_sentence(monkeypatch, capsys, error, message):
+    def fail(argv):
+        raise error
+
+    monkeypatch.setattr(cli, "table", fail)
+    assert cli.main(["table"]) == 2
+    shown = capsys.readouterr().err
+    assert re.fullmatch(r"Error: [^\n]+\n", shown) and shown[:-1].isprintable() and re.search(message, shown)
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    def fail(argv):
+        raise KeyError("x")
+
+    monkeypatch.setattr(cli, "table", fail)
+    with pytest.raises(KeyError):
+        cli.main(["table"])
+
+
+HOSTILE_TEXT = st.text(alphabet="a\x1b\x07\n\r\u202e\u2028\ud800", max_size=300)
+
+
+@given(st.text(max_size=300) | HOSTILE_TEXT, st.integers(3, 200) | st.none())
+def test_printable_text_is_one_line_without_effect(text, limit):
+    shown = printable(text, limit)
+    assert shown.isprintable() and printable(shown, limit) == shown
+    assert limit is None or len(shown) <= limit
+    if text.isprintable() and (limit is None or len(text) <= limit):
+        assert shown == text
+
+
 def test_the_script_of_the_readme(chain_data):
     """In a process of its own: exit code, and the sentence on standard error."""
     command = [sys.executable, str(ROOT / "run_recbole_llm.py"), "--model=Nobody", "--dataset=chain"]
@@ -238,7 +318,8 @@ def test_the_script_of_the_readme(chain_data):
 # Interruptions
 
 
-def test_ctrl_c_ends_with_a_sentence_and_keeps_what_was_trained(chain_data, tmp_path):
+def test_a_signal_ends_with_a_sentence_and_keeps_what_was_trained(chain_data):
+    """In a process of its own, by SIGTERM: Ctrl-C and the others take the same way (above)."""
     arguments = command_of(chain_data, "--epochs=10000", "--stopping_step=10000", models="SASRec,LLMSRec")[1:]
     command = [sys.executable, str(ROOT / "run_recbole_llm.py"), *arguments]
     with open("err.txt", "w") as error:
@@ -247,14 +328,13 @@ def test_ctrl_c_ends_with_a_sentence_and_keeps_what_was_trained(chain_data, tmp_
             stdout=subprocess.DEVNULL,
             stderr=error,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
         )
         try:
             deadline = time.time() + 120
             while not list(Path("saved").glob("LLMSRec-*/resume/state.json")):
                 assert process.poll() is None and time.time() < deadline
                 time.sleep(0.05)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 2
         finally:
             process.kill()
@@ -282,16 +362,6 @@ def test_out_of_memory_says_which_key_to_lower(chain_data, monkeypatch, capsys, 
 
 
 # Recommending
-
-
-@pytest.fixture(scope="module")
-def trained(chain_data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["pytest"])
-        assert run(chain_data, f"--checkpoint_dir={folder / 'saved'}", models="SASRec,LLMSRec") == 0
-    return {path.name.split("-")[0]: path for path in (folder / "saved").iterdir()}
 
 
 def test_recommend_for_a_user_and_for_titles(trained, capsys):

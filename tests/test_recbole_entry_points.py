@@ -10,6 +10,12 @@ from recbole.trainer import HyperTuning
 from recbole.utils import get_trainer
 
 
+@pytest.fixture
+def tiny_settings(tiny_settings, monkeypatch):
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: 0.0)  # RecBole's run_recbole measures a second's load
+    return {**tiny_settings, "history_length": 3}
+
+
 @pytest.mark.parametrize("name", ["LLMSTAR", "LLMSRec"])
 def test_run_recbole(name, tiny_settings):
     result = run_recbole(model=name, dataset="chain", config_dict=tiny_settings, saved=True)

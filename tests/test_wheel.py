@@ -28,9 +28,10 @@ def installed(tmp_path_factory):
     ignored = shutil.ignore_patterns(".*", "*.egg-info", "build", "saved", "log*", "__pycache__", "tests")
     shutil.copytree(ROOT, source, ignore=ignored)
     call(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source)
-    call(sys.executable, "-m", "venv", folder / "venv")
+    call(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
     binaries = folder / "venv" / "bin"
-    call(binaries / "python", "-m", "pip", "install", "--no-index", "--no-deps", "-q", next(folder.glob("*.whl")))
+    install = ["install", "--no-index", "--no-deps", "-q", next(folder.glob("*.whl"))]
+    call(sys.executable, "-m", "pip", "--python", binaries / "python", *install)
     return binaries
 
 
@@ -48,6 +49,13 @@ def test_the_wheel_says_that_it_has_type_hints(installed):
 def test_the_installed_command_reads_them(installed):
     """What the library needs is lent from this environment; the library itself is the wheel's."""
     libraries = {"PYTHONPATH": sysconfig.get_paths()["purelib"]}
-    where = call(installed / "python", "-c", "import recbole_llm; print(recbole_llm.__file__)", **libraries)
-    assert Path(where.strip()).is_relative_to(installed.parent)
-    assert "train_negatives" in call(installed / "recbole-llm", "run", "--help", **libraries)
+    code = f"""
+import runpy, sys
+import recbole_llm
+print(recbole_llm.__file__)
+sys.argv = ["recbole-llm", "run", "--help"]
+runpy.run_path({str(installed / "recbole-llm")!r}, run_name="__main__")
+"""
+    where, *text = call(installed / "python", "-c", code, **libraries).splitlines()
+    assert Path(where).is_relative_to(installed.parent)
+    assert "train_negatives" in "\n".join(text)

@@ -21,6 +21,8 @@ _NESTED = {
     "train_neg_sample_args": ("distribution", "sample_num", "alpha", "dynamic", "candidate_num"),
     "clip_grad_norm": ("max_norm", "norm_type", "error_if_nonfinite", "foreach"),
 }
+# Files that RecBole's models unpickle, which runs what they say.
+UNPICKLED = ("pre_model_path", "mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "warm_up")
 _ATOMIC_FILES = ("inter", "user", "item", "kg", "link", "net")
 
 
@@ -61,6 +63,7 @@ def validate(config: Any) -> None:
     _check_labels(config, settings)
     _check_training(config, settings, model, model_class)
     _check_teacher(config, settings)
+    _check_trust(config, settings)
 
 
 def _isolated(config: Any) -> bool:
@@ -344,6 +347,27 @@ def _check_teacher(config: Any, settings: Mapping) -> None:
                 f"{did_you_mean(name, known) or '; --help lists the keys.'}"
             )
         fitted(known[name], value, f"teacher_settings, {where}")
+
+
+def _check_trust(config: Any, settings: Mapping) -> None:
+    """Check that nothing is unpickled or evaluated that the user has not vouched for."""
+    if config.model == "KD_DAGFM" and not str(settings.get("teacher")).isidentifier():
+        raise UserError(
+            f"teacher: {config.model} evaluates it as Python, and {settings.get('teacher')!r} is no name "
+            f"({origin_of(config, 'teacher')})."
+        )
+    for of_teacher, values in ((False, config.external_config_dict), (True, settings.get("teacher_settings") or {})):
+        for name in UNPICKLED:
+            if not values.get(name):
+                continue
+            key = f"teacher_settings: {name}" if of_teacher else name
+            where = origin_of(config, "teacher_settings" if of_teacher else name)
+            if not settings.get("trust_files"):
+                raise UserError(
+                    f"{key}: {values[name]!r} would be unpickled, which runs whatever the file says; set trust_files to True "
+                    f"if you know where it comes from ({where})."
+                )
+            logging.getLogger().warning("%s: unpickling %r, which runs whatever the file says", key, values[name])
 
 
 def stock_class(name: Any) -> type | None:

@@ -1,7 +1,7 @@
-"""Reading RecBole's atomic files: one header line ``name:type``, then one record per line, fields parted by a separator.
+"""Read RecBole's atomic files: one header line ``name:type``, then one record per line, fields split by a separator.
 
 A record is its line, split at the separator: no quoting. Titles are full of quotation marks (``24" TV mount``), and a reader
-that honours them swallows whole lines. What is wrong with a file is told with its name, line and field.
+that honors them swallows whole lines. Errors name the file, line and field.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,8 @@ def is_missing_id(token: str) -> bool:
 # Character references end with a semicolon; HTML's historical exceptions (&copy, &times) would damage names such as
 # "Salt&notes". Numeric ones are unmistakable without it, and shops do print "Brand&#8482 Case".
 _REFERENCE = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]*;|#[0-9]{1,7};|#[xX][0-9a-fA-F]{1,6};|#[0-9]{2,7}(?![0-9;]))")
+_PASSES = 4
+_LONGEST_REFERENCE = max(map(len, html.entities.html5)) + 2  # with its `&`, and the character behind it
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
@@ -139,6 +142,67 @@ def _resolve(reference: re.Match) -> str:
     if text.startswith("&#"):
         return html.unescape(text if text.endswith(";") else text + ";")
     return html.entities.html5.get(text[1:], text)
+
+
+def _resolve_all(text: str) -> str:
+    """What ``_REFERENCE.sub(_resolve, text)`` makes of a text when it is applied until nothing changes, in linear time.
+
+    A reference begins with ``&``, holds no other one and has a bounded length, so that each ``&`` can be judged alone, and only
+    those near a change need to be judged again. Characters are a doubly linked list; position 0 stands before the text.
+    """
+    characters = ["", *text]
+    following = [*range(1, len(characters)), -1]
+    before = [-1, *range(len(characters) - 1)]
+    waiting = [place for place, character in enumerate(characters) if character == "&"]
+    while waiting:
+        found: list[tuple[int, int, str]] = []  # where a reference begins, the place behind it, what it stands for
+        for start in waiting:
+            places = [start]
+            place = following[start]
+            while place >= 0 and len(places) < _LONGEST_REFERENCE:
+                places.append(place)
+                character = characters[place]
+                if not (character == "#" or (character.isascii() and character.isalnum())):
+                    break
+                place = following[place]
+            resolved, length = _reference_at("".join([characters[place] for place in places]))
+            if length:
+                found.append((start, places[length] if length < len(places) else following[places[-1]], resolved))
+        changed: set[int] = set()
+        for start, end, resolved in found:
+            last, place = before[start], start
+            for character in resolved:  # no longer than the reference, whose places it takes
+                characters[place] = character
+                following[last], before[place], last = place, last, place
+                if character == "&":
+                    changed.add(place)
+                place = following[place]
+            following[last] = end
+            if end >= 0:
+                before[end] = last
+            # What stands here now may complete the reference that the last `&` before it begins.
+            place = before[start] if resolved else last
+            for _ in range(_LONGEST_REFERENCE):
+                if place <= 0 or not (characters[place] in "#&" or characters[place].isalnum()):
+                    break
+                if characters[place] == "&":
+                    changed.add(place)
+                    break
+                place = before[place]
+        waiting = sorted(changed)
+    place, kept = following[0], []
+    while place >= 0:
+        kept.append(characters[place])
+        place = following[place]
+    return "".join(kept)
+
+
+@lru_cache(maxsize=4096)
+def _reference_at(text: str) -> tuple[str, int]:
+    """What the reference that ``text`` begins with stands for, and its length; 0 where it begins with none."""
+    match = _REFERENCE.match(text)
+    resolved = "" if match is None else _resolve(match)
+    return ("", 0) if match is None or resolved == match[0] else (resolved, match.end())
 
 
 def clean_text(text: str) -> str:
@@ -151,11 +215,15 @@ def clean_text(text: str) -> str:
 
     The result does not change when it is cleaned again.
     """
-    while "&" in text:
+    for _ in range(_PASSES):  # all that real texts need
+        if "&" not in text:
+            break
         resolved = _REFERENCE.sub(_resolve, text)
         if resolved == text:
             break
         text = resolved
+    else:
+        text = _resolve_all(text)
     if not text.isprintable():  # a fast check that most titles pass
         text = CONTROLS.sub(" ", text)
     return text.strip()

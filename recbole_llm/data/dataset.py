@@ -177,6 +177,7 @@ class TextSequentialDataset(SequentialDataset):
                 raise UserError(f"{path} holds no interactions, only a header: add one line for each interaction")
             for field in self._number_fields():
                 self._check_numbers(table, field)
+            self._recorded_times = table.columns[self.time_field], table.lines
         return self._to_frame(table, source)
 
     def _check_numbers(self, table: atomic.Table, field: str) -> None:
@@ -273,7 +274,7 @@ class TextSequentialDataset(SequentialDataset):
         joined_by = _or_default(self.config["item_text_separator"], ", ")
         self.item_texts = [joined_by.join(attributes) for attributes in self.item_attributes]
         self.user_items = self._collect_user_items()
-        del self._attributes_of_token
+        del self._attributes_of_token, self._recorded_times
 
     def _fill_nan(self) -> None:
         """As RecBole's, without chained assignment: pandas 2 warns of that, and pandas 3 makes it do nothing."""
@@ -316,13 +317,22 @@ class TextSequentialDataset(SequentialDataset):
                 inside = (times >= _EARLIEST_DATE * unit) & (times <= _LATEST_DATE * unit)
                 if inside.mean() >= _SHARE_OF_DATES:
                     kind = name
-        elif kind in units and not (times.min() >= _YEAR_1 * units[kind] and times.max() < _YEAR_10000 * units[kind]):
-            raise UserError(
-                f"{self._inter_path} holds {self.time_field} from {times.min():.15g} to {times.max():.15g}, beyond the "
-                f"calendar as timestamp_format: {kind} reads them: set the key to auto or none"
-            )
+        if kind in units:
+            self._check_calendar(times, kind, units[kind])
         self.logger.debug(f"timestamps of {self._inter_path} are taken for {kind if kind in units else 'ranks, not dates'}")
         return units.get(kind)
+
+    def _check_calendar(self, times: np.ndarray, kind: str, unit: int) -> None:
+        """Refuse a timestamp that ``timestamp_format: kind``, ``unit`` to the second, puts outside the years 1 to 9999."""
+        outside = times[(times < _YEAR_1 * unit) | (times >= _YEAR_10000 * unit)]
+        if not len(outside):
+            return
+        recorded, lines = self._recorded_times
+        row = int(np.flatnonzero(np.isin(recorded, outside))[0])
+        raise UserError(
+            f"{self._inter_path}:{lines[row]} has {recorded[row]:.15g} as {self.time_field}, which is beyond the calendar "
+            f"(years 1 to 9999) as timestamp_format: {kind} reads it: correct or remove the line, or set the key to none"
+        )
 
     def _identify(self, times: np.ndarray) -> str:
         split = {key: self.config["eval_args"].get(key) for key in ("split", "order", "group_by")}

@@ -1,4 +1,4 @@
-"""Writing RecBole's atomic files: your own data, and generated data whose order is known."""
+"""Write RecBole's atomic files: your own data, and generated sequences whose order is known."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from recbole_llm.data import atomic
 from recbole_llm.errors import UserError
+from recbole_llm.files import replace_file
 
 _FIRST_DAY = 1_577_836_800  # 2020-01-01, in unix seconds
 _HOUR = 3600
@@ -38,8 +39,8 @@ def write_atomic(path: str | os.PathLike, columns: Mapping[str, Iterable[object]
         separator: stands between columns (RecBole's key ``field_separator``).
 
     Raises:
-        UserError: a column is not ``name:type``, columns differ in length, or an id (``token``) holds a separator or line
-            break.
+        UserError: a column is not ``name:type``, columns differ in length, an id (``token``) holds a separator or line
+            break, or the disk is full.
 
     Example:
         >>> write_atomic("dataset/shop/shop.item", {"item_id:token": ["a1"], "title:token_seq": ["Red shoes"]})
@@ -55,12 +56,13 @@ def write_atomic(path: str | os.PathLike, columns: Mapping[str, Iterable[object]
     if len(set(lengths.values())) != 1:
         raise UserError(f"the columns of {path} must have one length, not {lengths or 'no columns'}")
 
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(separator.join(written) + "\n")
+            file.writelines(separator.join(row) + "\n" for row in zip(*written.values(), strict=True))
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8", newline="\n") as file:
-        file.write(separator.join(written) + "\n")
-        file.writelines(separator.join(row) + "\n" for row in zip(*written.values(), strict=True))
-    os.replace(partial, path)
+    replace_file(path, write)
 
 
 def _format(value: object, kind: str, separator: str, head: str, path: Path) -> str:

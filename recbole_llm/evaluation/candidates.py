@@ -1,4 +1,4 @@
-"""Candidate sets: drawn once per data set, split and seed, the same for every model that is compared."""
+"""Candidate sets, drawn once per dataset, split and seed: the same for every model that is compared."""
 
 from __future__ import annotations
 
@@ -9,20 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.errors import UserError, unknown_value
+from recbole_llm.errors import UserError, printable, unknown_value
+from recbole_llm.evaluation.protocols import EvaluationSettings
 from recbole_llm.evaluation.randomness import CHUNK_ELEMENTS, absorb, row_key, uniform
 
 CANDIDATE_SAMPLINGS = ("non_interacted", "recbole")
 
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Candidate sets
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _users_and_ordinals(split: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Name each row of a split by its user and its place among that user's rows, in whatever order the rows stand.
+    """Identify each row of a split by its user and its place among that user's rows, whatever the order of the rows.
 
     Returns:
         users: ``[rows]`` int64, internal ids.
@@ -46,7 +42,7 @@ def _users_and_ordinals(split: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def row_names(split: Any) -> np.ndarray:
-    """Return ``[rows]`` int64 names of the rows that do not change when the rows are re-ordered."""
+    """Return ``[rows]`` int64 names of the rows, which do not change when the rows are re-ordered."""
     users, ordinals = _users_and_ordinals(split)
     return (users << 24) + ordinals
 
@@ -114,7 +110,7 @@ def _skip_interacted(split: Any, users: np.ndarray, targets: np.ndarray, free_in
     free_before = own_items - 1 - (np.arange(len(interacted)) - starts[owner])
     items = np.empty_like(free_index)
     step = max(1, CHUNK_ELEMENTS // max(1, free_index.shape[1]))
-    by_user = np.argsort(users, kind="stable")  # neighbouring rows then search neighbouring memory
+    by_user = np.argsort(users, kind="stable")  # adjacent rows then search adjacent memory
     for start in range(0, len(users), step):
         rows = by_user[start : start + step]
         query = users[rows, None] * split.item_num + free_index[rows]
@@ -272,13 +268,13 @@ def _check_pools(split: Any, users: np.ndarray, pools: np.ndarray, number: int, 
     remedy = f"set it to uni{left} or lower" if left > 0 else "set it to full"
     raise UserError(
         f"eval_args: mode uni{number} ({phase}) asks for {number} items that the user never interacted with, but user "
-        f"'{user}' has only {left} of {split.item_num - 1} left; {remedy}, or leave out such users with "
+        f"'{printable(user)}' has only {left} of {split.item_num - 1} left; {remedy}, or leave out such users with "
         f"user_inter_num_interval."
     )
 
 
 def shuffled_columns(candidates: np.ndarray, seed: int) -> np.ndarray:
-    """An order of each row's candidates that follows from the set and the seed, not from the column of the target.
+    """An order of each row's candidates that depends on the set and the seed, not on the column of the target.
 
     Args:
         candidates: int64 ``[rows, C]``.
@@ -292,14 +288,14 @@ def shuffled_columns(candidates: np.ndarray, seed: int) -> np.ndarray:
 
 
 class CandidateSampler:
-    """Serves :func:`draw_candidates` where RecBole expects its ``RepeatableSampler``.
+    """:func:`draw_candidates` behind the interface of RecBole's ``RepeatableSampler``.
 
-    With it, RecBole's ``NegSampleEvalDataLoader`` puts the same candidates before a stock model, in its trainer's
-    validation too, as :func:`evaluate_ranking` does.
+    With it, RecBole's ``NegSampleEvalDataLoader`` has a stock model score the same candidates as :func:`evaluate_ranking`,
+    in its trainer's validation too.
 
     Args:
         split_dataset: the validation or test split.
-        config: RecBole's Config; ``seed`` and ``candidate_sampling`` are read.
+        config: RecBole's Config.
         phase: ``valid`` or ``test``.
     """
 
@@ -309,7 +305,8 @@ class CandidateSampler:
         self.dataset = split_dataset
         self.config = config
         self.phase = phase
-        self.sampling = config["candidate_sampling"] or "non_interacted"
+        settings = EvaluationSettings.of_config(config)
+        self.sampling, self.seed = settings.sampling, settings.seed
         self._candidates: np.ndarray | None = None
         self._rows_of: dict[tuple[int, int], list[int]] = {}
 
@@ -363,7 +360,7 @@ class CandidateSampler:
         return torch.from_numpy(self._candidates[rows, 1:].T.reshape(-1).copy())
 
     def _draw(self, num: int) -> None:
-        self._candidates = draw_candidates(self.dataset, num, self.config["seed"], self.phase, sampling=self.sampling)
+        self._candidates = draw_candidates(self.dataset, num, self.seed, self.phase, sampling=self.sampling)
         # By user and target and not by row, because the data loader re-orders the split's rows.
         self._rows_of = {}
         users = self.dataset.inter_feat[self.dataset.uid_field].tolist()

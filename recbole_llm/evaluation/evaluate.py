@@ -1,15 +1,15 @@
 r"""Ranking evaluation: the same candidates, the same ties and the same users for every model that is compared.
 
-A row of a validation or test split is one question: a user's history and the item that came next (the target). A
-model scores the target beside other items, and everything reported follows from the target's rank among them.
+A row of a validation or test split holds a user's history and the item that came next, the target. A model scores the
+target among other items, and all metrics follow from the target's rank among them.
 
-Three things make the results of two models comparable user by user, and therefore testable in pairs:
+Three properties make the results of two models comparable user by user, so that they can be tested in pairs:
 
-* the candidates of a row are a function of the data, the seed, the phase, the user and their number
-  (:func:`draw_candidates`): no global random state, so that a model evaluated earlier or more often changes nothing;
-* a tie between the target and other items is broken at random, by a draw that belongs to the row and not to the model
+* the candidates of a row depend on the data, the seed, the phase, the user and their number alone (:func:`draw_candidates`),
+  not on a global random state: evaluating a model earlier or more often changes nothing;
+* a tie between the target and other items is broken by a random draw that depends on the row and not on the model
   (:func:`rank_of_target`): a model that scores everything the same gets the chance level, neither 0 nor 1;
-* the test of the difference pairs the users (:func:`paired_test`).
+* the test of a difference pairs the users (:func:`paired_test`).
 
 RecBole's own ``uniN`` for sequential models excludes only the target: the user's history can be among the negatives,
 an item can be drawn twice, and each evaluation draws anew. ``candidate_sampling: recbole`` keeps those candidates,
@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +34,7 @@ from tqdm import tqdm
 
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidates import draw_candidates, row_names
+from recbole_llm.evaluation.protocols import EvaluationSettings, evaluation_mode
 from recbole_llm.evaluation.randomness import row_key
 from recbole_llm.evaluation.ranking import metrics_from_ranks, rank_from_counts, rank_in_catalogue, rank_of_target
 
@@ -45,14 +45,9 @@ RankTargets = Callable[[Interaction, Tensor], tuple[Tensor, Tensor]]
 PredictRows = Callable[[Interaction], Tensor]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Evaluation
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class RankingResult:
-    """What an evaluation found.
+    """Result of ranking the targets.
 
     Attributes:
         user_ids: ``[n]`` the users' own ids (external tokens).
@@ -60,7 +55,7 @@ class RankingResult:
         ranks: ``[n]`` int64 rank of the target, from 1.
         metrics: the averages, by RecBole's names.
         seconds: wall time.
-        test_set: digest of users, targets and candidates: what results in pairs must have in common.
+        test_set: digest of users, targets and candidates; results are only paired where it is equal.
     """
 
     user_ids: np.ndarray
@@ -73,7 +68,7 @@ class RankingResult:
 
 @dataclass(frozen=True)
 class LabelResult:
-    """What an evaluation of predicted labels found.
+    """Result of predicting labels.
 
     Attributes:
         user_ids: ``[n]`` the users' own ids (external tokens).
@@ -82,7 +77,7 @@ class LabelResult:
         values: ``[n]`` float64, what the model predicted: higher means likelier to be liked.
         metrics: by RecBole's names.
         seconds: wall time.
-        test_set: digest of users, items and labels: what results in pairs must have in common.
+        test_set: digest of users, items and labels; results are only paired where it is equal.
     """
 
     user_ids: np.ndarray
@@ -92,26 +87,6 @@ class LabelResult:
     metrics: dict[str, float]
     seconds: float
     test_set: str
-
-
-def _mode(config: Any, phase: str) -> str:
-    mode = config["eval_args"]["mode"]
-    return str(mode[phase] if isinstance(mode, Mapping) else mode)
-
-
-def evaluation_mode(config: Any, phase: str) -> tuple[str, int] | None:
-    """Return how candidates are sampled (``("uniform", 99)`` for ``uni99``), or None for ``full``.
-
-    Raises:
-        UserError: RecBole's other modes.
-    """
-    mode = _mode(config, phase)
-    if mode == "full":
-        return None
-    match = re.fullmatch(r"(uni|pop)([1-9][0-9]*)", mode)
-    if match is None:
-        raise UserError(f"eval_args: mode '{mode}' ({phase}) is not supported; use uniN, for example uni99, or full.")
-    return {"uni": "uniform", "pop": "popularity"}[match[1]], int(match[2])
 
 
 def evaluate(
@@ -128,10 +103,10 @@ def evaluate(
     pool: int | None = None,
     rank_targets: RankTargets | None = None,
 ) -> RankingResult | LabelResult:
-    """Judge a model as ``eval_args: mode`` says: :func:`evaluate_labels` where it is ``labeled``, else
+    """Evaluate a model as ``eval_args: mode`` says: :func:`evaluate_labels` where it is ``labeled``, else
     :func:`evaluate_ranking`; the arguments are theirs."""
     options: dict[str, Any] = {"progress": progress, "eval_batch_rows": eval_batch_rows}
-    if _mode(config, phase) == "labeled":
+    if EvaluationSettings.of_config(config).mode(phase) == "labeled":
         return evaluate_labels(predict_rows, split, config, phase, rows, probabilities=probabilities, **options)
     return evaluate_ranking(score_rows, split, config, phase, rows, pool=pool, rank_targets=rank_targets, **options)
 
@@ -165,12 +140,13 @@ def evaluate_labels(
         UserError: all rows have the same label, or a value is NaN.
     """
     started = time.perf_counter()
+    settings = EvaluationSettings.of_config(config)
     rows = np.arange(len(split.inter_feat)) if rows is None else np.asarray(rows, dtype=np.int64)
-    rating = config["RATING_FIELD"]
-    labels = (split.inter_feat[rating].numpy()[rows] > config["like_threshold"]).astype(np.int64)
+    rating, threshold = settings.rating_field, settings.like_threshold
+    labels = (split.inter_feat[rating].numpy()[rows] > threshold).astype(np.int64)
     if len(np.unique(labels)) < 2:
         raise UserError(
-            f"like_threshold: of the {len(rows)} {phase} items {labels.sum()} are rated above {config['like_threshold']}, "
+            f"like_threshold: of the {len(rows)} {phase} items {labels.sum()} are rated above {threshold}, "
             f"and the AUC needs both kinds; choose another threshold, or more valid_users."
         )
     values = []
@@ -183,7 +159,7 @@ def evaluate_labels(
     values = np.concatenate(values)
     if np.isnan(values).any():
         raise UserError(f"{np.isnan(values).sum()} of the {len(rows)} {phase} predictions are NaN: lower learning_rate.")
-    measured = [name for name in config["metrics"] if probabilities or name.lower() == "auc"]
+    measured = [name for name in settings.metrics if probabilities or name.lower() == "auc"]
     users = split.id2token(split.uid_field, split.inter_feat[split.uid_field].numpy()[rows])
     return LabelResult(
         user_ids=np.asarray(users),
@@ -231,13 +207,12 @@ def evaluate_ranking(
         UserError: a mode or metric that is not supported, or too few items for the candidates.
     """
     started = time.perf_counter()
-    mode = evaluation_mode(config, phase)
-    sampling = config["candidate_sampling"] or "non_interacted"
-    seed = config["seed"]
+    settings = EvaluationSettings.of_config(config)
+    mode, sampling, seed = evaluation_mode(settings, phase), settings.sampling, settings.seed
     rows = np.arange(len(split.inter_feat)) if rows is None else np.asarray(rows, dtype=np.int64)
     if len(rows) == 0:
         raise UserError(f"the {phase} split has no rows to evaluate; check the dataset's filters and eval_args.")
-    metrics_from_ranks(np.ones(1), config["metrics"], config["topk"])  # an unknown metric shows now, not after the work
+    metrics_from_ranks(np.ones(1), settings.metrics, settings.topk)  # refuse an unknown metric before the work
     names = row_names(split)[rows]
     targets = split.inter_feat[split.iid_field][rows]
     candidates = counted = None
@@ -248,7 +223,7 @@ def evaluate_ranking(
         )
         candidates = torch.from_numpy(drawn)
         if sampling == "recbole":
-            # RecBole writes scores into one place per item, so that a repeated item counts once. So it does here.
+            # RecBole writes scores into one place per item, so that a repeated item counts once; so does this.
             counted = torch.from_numpy(_first_occurrence(drawn))
 
     ranks = np.empty(len(rows), dtype=np.int64)
@@ -256,7 +231,7 @@ def evaluate_ranking(
     with torch.no_grad(), bar:
         for start in range(0, len(rows), eval_batch_rows):
             part = slice(start, start + eval_batch_rows)
-            batch = _questions(split, rows[part])
+            batch = _rows_without_targets(split, rows[part])
             if candidates is None and rank_targets is not None:
                 greater, equal = rank_targets(batch, targets[part])
                 ranks[part] = rank_from_counts(greater, equal, split.item_num - 1, seed, names[part])
@@ -274,22 +249,22 @@ def evaluate_ranking(
         user_ids=np.asarray(users),
         rows=rows,
         ranks=ranks,
-        metrics=metrics_from_ranks(ranks, config["metrics"], config["topk"]),
+        metrics=metrics_from_ranks(ranks, settings.metrics, settings.topk),
         seconds=time.perf_counter() - started,
         test_set=_digest(users, targets, np.array([split.item_num]) if candidates is None else candidates),
     )
 
 
 def _digest(users: Sequence[str], *parts: np.ndarray | Tensor) -> str:
-    """Name a test set: equal for equal users and int64 ``parts``."""
+    """Identify a test set: equal for equal users and int64 ``parts``."""
     digest = hashlib.sha256("\0".join(map(str, users)).encode())
     for part in parts:
         digest.update(np.ascontiguousarray(part, dtype=np.int64).tobytes())
     return digest.hexdigest()[:16]
 
 
-def _questions(split: Any, rows: np.ndarray) -> Interaction:
-    """Return rows of a split without the target item: what a model may see when it is asked for scores."""
+def _rows_without_targets(split: Any, rows: np.ndarray) -> Interaction:
+    """Return rows of a split without the target item: what a model may see when it scores candidates."""
     batch = split.inter_feat[rows]
     batch = Interaction({field: batch[field] for field in batch.columns if field != split.iid_field})
     return split.join(batch)  # adds the user's attributes, and, in the absence of an item, no item's
@@ -297,7 +272,7 @@ def _questions(split: Any, rows: np.ndarray) -> Interaction:
 
 def _check_scores(scores: Tensor, rows: int, columns: int) -> None:
     if tuple(scores.shape) != (rows, columns):
-        raise ValueError(f"score_rows returned {tuple(scores.shape)} scores for {(rows, columns)} questions")
+        raise ValueError(f"score_rows returned {tuple(scores.shape)} scores for {(rows, columns)} rows and candidates")
 
 
 def _first_occurrence(items: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Random numbers that belong to a row: functions of a seed and the row's name, of nothing else."""
+"""Random numbers by row: functions of a seed and the row's name, of nothing else."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ import numpy as np
 # Working arrays hold at most this many elements at a time (32 MB of int64), whatever the size of the split.
 CHUNK_ELEMENTS = 2**22
 
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Random numbers that belong to a row
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _mix(state: np.ndarray) -> np.ndarray:

@@ -15,10 +15,6 @@ from recbole_llm.evaluation.randomness import CHUNK_ELEMENTS, row_key, uniform
 
 logger = logging.getLogger(__name__)
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Metrics
-# ---------------------------------------------------------------------------------------------------------------------
-
 # With one target per row each of RecBole's top-k metrics is a function of the target's rank r, and 0 beyond k:
 # the ideal DCG is 1, average precision is the precision at the target's place, and recall is a hit.
 METRICS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
@@ -32,11 +28,6 @@ METRICS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Ranks
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def rank_of_target(
     scores: Tensor | np.ndarray,
     seed: int,
@@ -46,8 +37,8 @@ def rank_of_target(
     """Rank the target among its candidates, from 1 = best.
 
     The rank is 1 + the number of candidates with a strictly higher score + a uniformly random share of those with the
-    same score. A row that holds a NaN ranks last, with a warning; one of -inf throughout ranks last too: an LLM that was asked
-    for a candidate named none.
+    same score. A row that holds a NaN ranks last, with a warning. A row of -inf alone ranks last too: in generation, the
+    LLM named none of the candidates.
 
     Args:
         scores: ``[rows, C]``, column 0 = the target.
@@ -108,7 +99,7 @@ def rank_in_catalogue(
 def rank_from_counts(
     greater: Tensor, equal: Tensor, items: int, seed: int, positions: np.ndarray | None = None
 ) -> np.ndarray:
-    """Rank the target among all items, as :func:`rank_in_catalogue` does, where its scores were counted and not kept.
+    """Rank the target among all items, as :func:`rank_in_catalogue` does, where its scores were counted and not stored.
 
     Args:
         greater: ``[rows]`` int64, how many items score higher than the target.

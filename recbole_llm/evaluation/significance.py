@@ -13,12 +13,6 @@ from recbole_llm.evaluation.randomness import CHUNK_ELEMENTS
 
 _NORMAL_95 = 1.959964  # the 97.5% point of the normal distribution
 
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Comparison
-# ---------------------------------------------------------------------------------------------------------------------
-
 _RESAMPLES = 10_000
 _EXACT_UP_TO = 13  # 2**13 sign patterns are fewer than the resamples
 
@@ -26,7 +20,7 @@ _EXACT_UP_TO = 13  # 2**13 sign patterns are fewer than the resamples
 def paired_test(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, float]:
     r"""Test whether model ``a`` differs from model ``b`` over the same users, in the mean of a metric.
 
-    The sign-flip (Fisher's randomisation) test: if the models were interchangeable, each user's difference
+    The sign-flip (Fisher's randomization) test: if the models were interchangeable, each user's difference
     :math:`d_u = a_u - b_u` could as well have been :math:`-d_u`, so that the observed mean is compared with the means
     of :math:`\pm d_u`. All sign patterns are taken where there are few differences other than 0, else 10,000
     random ones. The 95% interval is the mean difference plus and minus the 95% point of the same distribution, so that

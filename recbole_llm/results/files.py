@@ -1,4 +1,4 @@
-"""The results of runs in files: JSON for programs and per-user results for further tests; written, and read back.
+"""Write the results of runs to files and read them back: JSON for programs, results by user for further tests.
 
 Rows are those of :mod:`recbole_llm.results.table`.
 """
@@ -76,7 +76,7 @@ def write_per_user(rows: Sequence[Row], file: str | Path) -> None:
 
 
 def read_rows(files: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Read the rows of runs that were made apart, for one table of them all.
+    """Read the rows of separate runs, for one table of them all.
 
     Args:
         files: of :func:`write_json`, and, for tests in pairs, of :func:`write_per_user`; told apart by what they hold.
@@ -111,7 +111,7 @@ def read_rows(files: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def check_writable(file: str | Path, key: str) -> None:
-    """Refuse a file that could not be written, before hours are spent on what goes into it.
+    """Refuse a file that cannot be written, before anything is trained for it.
 
     Raises:
         UserError: its folder cannot be made or is not writable, or the name is a folder's.
@@ -151,7 +151,7 @@ def _reported(file: Path, text: str) -> Iterator[dict[str, Any]]:
     """The rows of a file of :func:`write_json`."""
     try:
         records = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         records = None
     if not isinstance(records, list) or not all(_is_record(record) for record in records):
         raise UserError(f"{file} was not written by results_file or per_user_file.")
@@ -170,8 +170,9 @@ def _is_record(record: Any) -> bool:
         return False
     numbers = [record[key] for key in ("users", "trained_parameters", "train_seconds", "eval_seconds")]
     texts = [record[key] for key in ("valid_metric", "test_set", "error") if record.get(key) is not None]
+    texts += [record["model"], record["dataset"], *record["metrics"]]
     return (
-        all(isinstance(text, str) and text.isprintable() for text in [record["model"], record["dataset"], *texts])
+        all(isinstance(text, str) and text.isprintable() for text in texts)
         and isinstance(record["seed"], int)
         and all(isinstance(number, (int, float, type(None))) for number in [*numbers, *record["metrics"].values()])
     )

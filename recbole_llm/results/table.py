@@ -1,15 +1,15 @@
-"""What the runner reports to people: one table, in which the models are compared in pairs.
+"""The table of results, in which the models are compared in pairs.
 
-A row is one model trained with one seed (or the failure to do so), a mapping with
+A row is one model trained with one seed, or the failure to train it: a mapping with
 
 * ``model``, ``dataset``, ``seed``;
 * ``role``: ``model``, or ``teacher`` for a model that was trained only to teach another;
 * ``metrics`` (by RecBole's names), ``users`` (how many were evaluated), ``trained_parameters``, ``train_seconds``,
   ``eval_seconds``; ``valid_metric``, the one that models are chosen and compared by;
-* ``test_set``: a digest of what was asked, users, targets and candidates; only rows of one test set are tested in pairs;
+* ``test_set``: digest of users, targets and candidates; only rows with the same test set are tested in pairs;
 * ``ranks`` and ``user_ids``: the rank of each target and its user, for the paired test. Where labels are
   judged, ``labels`` and ``values`` (what the model predicted of each user's item) in place of ``ranks``;
-* ``error``: where the run failed, one sentence, and then nothing of the above but model, dataset and seed.
+* ``error``: where the run failed, one sentence; of the above, such a row has model, dataset and seed alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
+from recbole_llm.errors import printable
 from recbole_llm.evaluation.ranking import is_per_user, per_user, split_metric
 from recbole_llm.evaluation.significance import auc_test, holm, paired_test
 
@@ -29,7 +31,7 @@ Row = Mapping[str, Any]
 
 SIGNIFICANT = 0.05
 
-TEACHER = " (teacher)"  # behind the name of a model that was trained only to teach another
+TEACHER = " (teacher)"  # suffix of the name of a model that was trained only to teach another
 
 
 @dataclass
@@ -51,13 +53,9 @@ class _Column:
     header: str
     cells: dict[str, str]  # by the label of the line
 
-    @property
-    def width(self) -> int:
-        return max(len(self.header), *(len(cell) for cell in self.cells.values()))
-
 
 def label_of(row: Row) -> str:
-    """Name a row's model as it is reported: a teacher is told from the same model run for itself."""
+    """The name under which a row is reported: a teacher differs from the same model run in its own right."""
     return f"{row['model']}{TEACHER}" if row.get("role") == "teacher" else str(row["model"])
 
 
@@ -106,7 +104,7 @@ def _format_dataset(rows: Sequence[Row], valid_metric: str | None, width: int) -
             _Column("params", {line.label: _parameters(line.runs[0]) for line in done}),
             _Column("minutes", {line.label: _minutes(line.runs) for line in done}),
         ]
-        page += [_format_block(names, block, done) for block in _blocks(names, metrics, rest, width)]
+        page += _blocks(names, metrics, rest, width)
         notes.append("params: trained parameters. minutes: training and test.")
     failures = [
         _wrap(f"{line.label}{_seed_of(row, rows)}  FAILED: {sentence(row['error'])}", width)
@@ -150,7 +148,7 @@ def _title(rows: Sequence[Row], done: Sequence[_Line]) -> str:
         parts.append(f"seeds {', '.join(map(str, seeds))} (mean ± standard deviation)")
     else:
         parts.append(f"seed {seeds[0]}")
-    return " · ".join(parts)
+    return printable(" · ".join(parts), None)
 
 
 def _seeds(rows: Sequence[Row]) -> list[Any]:
@@ -282,38 +280,39 @@ def _user_values(runs: Sequence[Row], metric: str) -> tuple[np.ndarray, np.ndarr
 
 # --- layout
 
-
-def _blocks(names: _Column, metrics: Sequence[_Column], rest: list[_Column], width: int) -> list[list[_Column]]:
-    """Cut the columns into groups that fit the page beside the models' names; ``rest`` stays together."""
-    blocks: list[list[_Column]] = [[]]
+def _blocks(names: _Column, metrics: Sequence[_Column], rest: list[_Column], width: int) -> list[str]:
+    """Lay the columns out beside the models' names, in as many blocks as the page needs; ``rest`` stays together."""
+    blocks: list[str] = []
+    columns: list[_Column] = []
     for group in [*([column] for column in metrics), rest]:
-        taken = names.width + sum(2 + column.width for column in [*blocks[-1], *group])
-        if taken > width and blocks[-1]:
-            blocks.append([])
-        blocks[-1] += group
-    return blocks
+        block = _block(names, [*columns, *group])
+        if columns and max(map(len, block.splitlines())) > width:
+            blocks.append(_block(names, columns))
+            columns, block = [], _block(names, group)
+        columns += group
+    return [*blocks, block]
 
 
-def _format_block(names: _Column, columns: Sequence[_Column], lines: Sequence[_Line]) -> str:
-    header = "  ".join([names.header.ljust(names.width), *(column.header.rjust(column.width) for column in columns)])
-    body = [
-        "  ".join(
-            [
-                names.cells[line.label].ljust(names.width),
-                *(column.cells[line.label].rjust(column.width) for column in columns),
-            ]
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join([header, "-" * len(header), *body])
+def _block(names: _Column, columns: Sequence[_Column]) -> str:
+    columns = [names, *columns]
+    rows = [[column.header for column in columns], *([column.cells[label] for column in columns] for label in names.cells)]
+    header, *body = tabulate(
+        [[printable(cell) for cell in row] for row in rows],
+        tablefmt="plain",
+        colalign=["left", *("right" for _ in columns[1:])],
+        disable_numparse=True,
+        preserve_whitespace=True,  # a blank stands where another line has its mark of significance
+    ).splitlines()
+    return "\n".join([header, "-" * len(header), *(line.rstrip() for line in body)])
 
 
 def _wrap(text: str, width: int) -> str:
-    return textwrap.fill(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(printable(text, None), width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
 def sentence(text: Any) -> str:
-    return " ".join(str(text).split())
+    """An error message as one line."""
+    return " ".join(printable(" ".join(str(text).split()), 2000).split())
 
 
 def _same(cells: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
@@ -31,7 +32,8 @@ from tqdm import tqdm
 from recbole_llm import checkpoint
 from recbole_llm.data.sequences import cut_windows, user_sequences
 from recbole_llm.errors import UserError
-from recbole_llm.evaluation.mixin import CandidateEvaluation
+from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
+from recbole_llm.files import reporting_full_disk
 
 # Models whose state at position n sees items 1..n only, with one `gather_indexes` at the end of `forward`.
 CAUSAL_MODELS = ("SASRec", "GRU4Rec")
@@ -132,6 +134,19 @@ def settings_of(config: Config, training: str) -> dict[str, Any]:
     return json.loads(json.dumps({**settings, "training": training}, default=str, sort_keys=True))
 
 
+_MAY_TRAIN: ContextVar[bool] = ContextVar("may_train", default=True)
+
+
+@contextmanager
+def without_training() -> Iterator[None]:
+    """Within the context, :func:`train_or_load` raises ``UserError`` where it would train."""
+    token = _MAY_TRAIN.set(False)
+    try:
+        yield
+    finally:
+        _MAY_TRAIN.reset(token)
+
+
 def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefix") -> StockRun:
     """Return the stock model ``config["model"]`` trained on ``splits``, from its folder where the same was trained before.
 
@@ -156,12 +171,17 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
     init_seed(config["seed"], config["reproducibility"])
     model = get_model(name)(config, splits["train"]).to(config["device"])
     if checkpoint.exists(folder):
-        record = checkpoint.read_record(folder)
+        record = _read_record(folder)
         checkpoint.check(record, folder, model=name, fingerprint=fingerprint)
         model.load_state_dict(checkpoint.read_weights(folder, config["device"]))
         getLogger().info(f"{name}: using the trained model in {folder}")
         return StockRun(model.eval(), config, splits, folder, record["train_seconds"], record["valid_result"], loaded=True)
 
+    if not _MAY_TRAIN.get():
+        raise UserError(
+            f"there is no trained {name} of these data and settings in {folder.parent}, and loading a checkpoint trains "
+            f"nothing: give the folder of the {name} that it belongs to as teacher_checkpoint."
+        )
     getLogger().info(f"{name}: training it now ({training}); it will be kept in {folder}")
     started = time.perf_counter()
     bases = (CandidateEvaluation, get_trainer(config["MODEL_TYPE"], name))
@@ -179,7 +199,10 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
     temporary = Path(f"{folder}.{os.getpid()}.pth")
     trainer.saved_model_file = str(temporary)
     try:
-        _, valid_result = trainer.fit(train_data, valid_data, verbose=True, saved=True, show_progress=config["show_progress"])
+        with reporting_full_disk(temporary):
+            _, valid_result = trainer.fit(
+                train_data, valid_data, verbose=True, saved=True, show_progress=config["show_progress"]
+            )
         if temporary.exists():
             model.load_state_dict(torch.load(temporary, map_location=config["device"], weights_only=False)["state_dict"])
     finally:
@@ -208,6 +231,23 @@ def _dataloaders(config: Config, splits: dict[str, Any]) -> tuple[Any, Any]:
     )
 
 
+def _read_record(folder: Path) -> dict[str, Any]:
+    """The record of a stock model's checkpoint. Nothing in it is evaluated, and its settings are not used.
+
+    Raises:
+        UserError: the folder holds something else, or its record is damaged.
+    """
+    record = checkpoint.read_record(folder)
+    if record.get("kind") != "stock":
+        raise UserError(f"{folder} holds {record['model']!r}, which is no stock model of RecBole: give the folder of one.")
+    numbers = record.get("valid_result")
+    if not isinstance(record.get("train_seconds"), (int, float)) or not isinstance(numbers, dict):
+        raise UserError(f"{folder / checkpoint.RECORD} is damaged: it lacks train_seconds or valid_result.")
+    if not all(isinstance(value, (int, float)) for value in numbers.values()):
+        raise UserError(f"{folder / checkpoint.RECORD} is damaged: its valid_result holds something else than numbers.")
+    return record
+
+
 def load(folder: str | Path, config: Config, splits: dict[str, Any]) -> StockRun:
     """Load a stock model from ``folder`` for ``config`` and ``splits``; a model of other data is refused.
 
@@ -215,7 +255,7 @@ def load(folder: str | Path, config: Config, splits: dict[str, Any]) -> StockRun
         UserError: no readable checkpoint, or one of another model, dataset or split.
     """
     folder = Path(folder)
-    record = checkpoint.read_record(folder)
+    record = _read_record(folder)
     checkpoint.check(record, folder, model=config["model"], fingerprint=splits["train"].fingerprint)
     _dataloaders(config, splits)
     model = get_model(config["model"])(config, splits["train"]).to(config["device"])

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from recbole_llm import checkpoint
 from recbole_llm.backbone.lora import adapter_config, adapter_tensors, merged_adapter, save_merged
 from recbole_llm.errors import UserError
-from recbole_llm.evaluation.mixin import CandidateEvaluation
+from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
 
 
 class LLMTrainer(CandidateEvaluation, Trainer):

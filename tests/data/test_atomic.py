@@ -1,12 +1,14 @@
 """Reading atomic files: what is data, what is an error, and where the error is."""
 
 import html
+import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recbole_llm.data import atomic
 from recbole_llm.data.atomic import clean_text, is_missing_id, read_header, read_item_attributes, read_table
 from recbole_llm.errors import UserError
 
@@ -184,3 +186,33 @@ def test_clean_text_is_idempotent_and_one_line(raw):
 @given(st.text(max_size=40))
 def test_what_was_escaped_comes_back(raw):
     assert clean_text(html.escape(raw)) == clean_text(raw)
+
+
+def cleaned_by_repeated_passes(text):
+    """What the cleaning means, each pass over the whole text: quadratic."""
+    while "&" in text:
+        resolved = atomic._REFERENCE.sub(atomic._resolve, text)
+        if resolved == text:
+            break
+        text = resolved
+    return atomic.CONTROLS.sub(" ", text).strip()
+
+
+PIECES = "& amp; #38; #x26; &#3 8; &am &#112; ; &quot; &#39 &#59; # x 1 12345678 &lt &#0; &nGg; a é ² &#9; &#1114112;".split()
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
+def test_clean_text_is_what_repeated_passes_give(raw):
+    assert clean_text(raw) == cleaned_by_repeated_passes(raw)
+    assert atomic.CONTROLS.sub(" ", atomic._resolve_all(raw)).strip() == clean_text(raw)
+
+
+@pytest.mark.parametrize(
+    "raw", ["&amp;" * 80_000, "&" + "amp;" * 100_000, "&#38;" + "#38;" * 100_000, "&" * 400_000, "&" + "a" * 400_000],
+    ids=["run", "nested", "nested numbers", "bare", "name"],
+)  # fmt: skip
+def test_cleaning_takes_time_in_proportion_to_the_length(raw):
+    started = time.process_time()
+    clean_text(raw)
+    assert time.process_time() - started < 1

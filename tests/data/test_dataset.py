@@ -137,9 +137,20 @@ def refusal(shop, **given):
             "user_inter_num_interval: [3,inf)): loosen these keys",
         ),
         ({"item_inter_num_interval": "[100,inf)"}, "is left after filtering (item_inter_num_interval: [100,inf)): loosen"),
+        (  # among dates, which auto takes them all for
+            {"inter": inter(ROWS * 9 + [("a", "i1", 4e17)])},
+            "shop.inter:182 has 4e+17 as timestamp, which is beyond the calendar (years 1 to 9999) as timestamp_format: "
+            "unix reads",
+        ),
+        (
+            {"inter": inter((u, i, t * 1000) for u, i, t in ROWS * 9) + "a\ti1\t-9e15\n", "timestamp_format": "unix_ms"},
+            "shop.inter:182 has -9e+15 as timestamp, which is beyond the calendar (years 1 to 9999) as timestamp_format: "
+            "unix_ms reads",
+        ),
         (
             {"inter": inter((u, i, t * 1e9) for u, i, t in ROWS), "timestamp_format": "unix"},
-            "beyond the calendar as timestamp_format: unix reads them: set the key to auto or none",
+            "shop.inter:2 has 1.405296e+18 as timestamp, which is beyond the calendar (years 1 to 9999) as timestamp_format: "
+            "unix reads",
         ),
     ],
 )

@@ -28,9 +28,10 @@ from recbole_llm.errors import UserError
 from recbole_llm.evaluation import candidates as candidates_module
 from recbole_llm.evaluation import evaluate as evaluation
 from recbole_llm.evaluation import ranking, significance
+from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
 from recbole_llm.evaluation.candidates import CandidateSampler, draw_candidates
-from recbole_llm.evaluation.evaluate import evaluate_ranking, evaluation_mode, sample_rows
-from recbole_llm.evaluation.mixin import CandidateEvaluation
+from recbole_llm.evaluation.evaluate import evaluate_ranking, sample_rows
+from recbole_llm.evaluation.protocols import EvaluationSettings, evaluation_mode
 from recbole_llm.evaluation.ranking import metrics_from_ranks, per_user, rank_in_catalogue, rank_of_target, split_metric
 from recbole_llm.evaluation.significance import auc_test, paired_test
 from recbole_llm.evaluation.stock_scores import stock_scores
@@ -576,9 +577,9 @@ def test_evaluation_refuses_what_it_cannot_do():
         evaluate_ranking(lambda rows, candidates: None, split, make_config(), "test", rows=[])
     with pytest.raises(ValueError, match=r"\(3, 5\) scores for \(3, 100\)"):
         evaluate_ranking(lambda rows, candidates: torch.zeros(3, 5), split, make_config(), "test")
-    assert evaluation_mode({"eval_args": {"mode": "full"}}, "test") is None
-    assert evaluation_mode(make_config(mode="uni19"), "valid") == ("uniform", 19)
-    assert evaluation_mode(make_config(mode="pop5"), "valid") == ("popularity", 5)
+    assert evaluation_mode(EvaluationSettings.of_config({"eval_args": {"mode": "full"}}), "test") is None
+    assert evaluation_mode(EvaluationSettings.of_config(make_config(mode="uni19")), "valid") == ("uniform", 19)
+    assert evaluation_mode(EvaluationSettings.of_config(make_config(mode="pop5")), "valid") == ("popularity", 5)
     with pytest.raises(UserError, match="mode pop99 .*use uni99, or candidate_sampling: recbole"):
         evaluate_ranking(lambda rows, candidates: None, split, make_config(mode="pop99"), "test")
 
@@ -587,7 +588,7 @@ def test_evaluation_refuses_what_it_cannot_do():
 def test_stock_models_score_alike_with_and_without_full_sort(movies, name, monkeypatch):
     model = stock_model(movies, name)
     model.train()  # dropout must be off during scoring, and on again after it
-    rows = evaluation._questions(movies.test, np.arange(40))
+    rows = evaluation._rows_without_targets(movies.test, np.arange(40))
     candidates = torch.from_numpy(draw_candidates(movies.test, 9, 1, "test", rows=np.arange(40)))
     fast = stock_scores(model, max_scores=model.n_items * 7)(rows, candidates)
     catalogue = stock_scores(model)(rows, None)

@@ -187,7 +187,7 @@ def test_merging_at_the_end_changes_neither_scores_nor_weights(make_model, monke
         scores.append((model.score(rows, candidates), layer.merged, layer.base_layer.weight - original))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("recbole_llm.evaluation.mixin.evaluate", score)
+    monkeypatch.setattr("recbole_llm.evaluation.candidate_evaluation.evaluate", score)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             trainer.evaluate(test)

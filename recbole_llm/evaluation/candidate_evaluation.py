@@ -1,4 +1,4 @@
-"""Evaluation on shared candidates, for RecBole's trainers and ours."""
+"""Trainer mix-in that evaluates on shared candidates, for RecBole's trainers and ours."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from recbole_llm.evaluation.evaluate import LabelResult, PredictRows, RankingResult, ScoreRows, evaluate, sample_rows
+from recbole_llm.evaluation.protocols import EvaluationSettings
 from recbole_llm.evaluation.stock_scores import stock_predictions, stock_scores
 
 
 class CandidateEvaluation:
-    """Trainer mix-in: ``evaluate`` ranks each user's candidates, the same for every model of a run, or judges labels.
+    """``evaluate`` ranks each user's candidates, which are the same for every model of a run, or compares predicted labels.
 
     RecBole's own loop scores one row per user and candidate, redraws the candidates at each evaluation, and gives ties
     to the lower item id. A model with a method ``rank_targets`` ranks the whole catalogue by it
@@ -50,11 +51,12 @@ class CandidateEvaluation:
             self._load_best(model_file or self.saved_model_file)
         self.model.eval()
         split = eval_data._dataset
+        settings = EvaluationSettings.of_config(self.config)
         phase = "valid" if split is split.splits["valid"] else "test"
         rows = pool = None
         if phase == "valid":
-            rows = sample_rows(split, self.config["valid_users"], self.config["seed"])
-            pool = self.config["valid_items"]
+            rows = sample_rows(split, settings.valid_users, settings.seed)
+            pool = settings.valid_items
         self.last_ranking = evaluate(
             *self._scores(),
             split,
@@ -64,7 +66,7 @@ class CandidateEvaluation:
             pool=pool,
             probabilities=self.predicts_probabilities,
             progress=show_progress,
-            eval_batch_rows=self.config["eval_batch_rows"] or 512,
+            eval_batch_rows=settings.eval_batch_rows or 512,
             rank_targets=getattr(self.model, "rank_targets", None),
         )
         self.wandblogger.log_eval_metrics(self.last_ranking.metrics, head="eval")
