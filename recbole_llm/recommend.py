@@ -18,7 +18,7 @@ from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.loaders import dataloaders
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError, closest
-from recbole_llm.trainer.trainer import load_trained_weights
+from recbole_llm.trainer.checkpoint import load_trained_weights
 
 
 def load(model_file: str | Path) -> tuple[Config, Any, TextSequentialDataset, Any, Any, Any]:

@@ -1,5 +1,7 @@
 """What every model of ours must do, and what each does of its own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -161,15 +163,12 @@ def test_llmstar_ablations(make_model):
     _, model, splits = make_model("LLMSTAR")
     rows = rows_of(splits["train"])
 
-    def parts(**attributes):
-        saved = {key: getattr(model, key) for key in attributes}
-        for key, value in attributes.items():
-            setattr(model, key, value)
+    settings = model.settings
+
+    def parts(**changed):
+        model.settings = replace(settings, **changed)
         model.seed_step(1)
-        values = [part.item() for part in model.calculate_loss(rows)]
-        for key, value in saved.items():
-            setattr(model, key, value)
-        return values
+        return [part.item() for part in model.calculate_loss(rows)]
 
     full = parts()
     assert parts(beta=0.8)[1] == pytest.approx(2 * full[1], rel=1e-5)
@@ -186,7 +185,7 @@ def test_llmstar_negative_gradients(make_model):
     rows = rows_of(splits["train"])
     gradients, losses = [], []
     for flows in (True, False):
-        model.negative_grad = flows
+        model.settings = replace(model.settings, negative_grad=flows)
         model.zero_grad()
         model.seed_step(1)
         loss = model.calculate_loss(rows)[1]

@@ -255,7 +255,7 @@ def test_published_learning_rates(make):
 @pytest.mark.parametrize("queries", ["all", "last"])
 def test_stored_states_equal_forwards(make, queries):
     """In loss, in the gradient of W and in scores; and the LLM runs once only, whatever is asked for how often."""
-    _, stored, splits = make(tuning="ilp", queries=queries)
+    config, stored, splits = make(tuning="ilp", queries=queries)
     _, forward, _ = make(tuning="frozen", windows="fixed", queries=queries)
     assert stored.windows == "fixed" and torch.equal(stored.head.weight, forward.head.weight)
     results = []
@@ -272,7 +272,7 @@ def test_stored_states_equal_forwards(make, queries):
     calls = stored.encoder.counts.calls
     stored.seed_step(4)
     stored.calculate_loss(last_rows(stored, 20))
-    evaluate_ranking(stored.score, splits["test"], stored._config, "test")
+    evaluate_ranking(stored.score, splits["test"], config, "test")
     stored.id_accuracy()
     assert stored.encoder.counts.calls == calls
     # a history that is in no split is encoded

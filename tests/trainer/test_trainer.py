@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from recbole_llm.data.loaders import dataloaders
 from recbole_llm.data.sequences import cut_windows, user_sequences
 from recbole_llm.errors import UserError
 from recbole_llm.teacher.stock import all_positions_loss
+from recbole_llm.trainer.stages import StageSettings, read_stages
 
 ROOT = Path(__file__).parents[2]
 
@@ -191,7 +193,7 @@ def test_merging_at_the_end_changes_neither_scores_nor_weights(make_model, monke
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             trainer.evaluate(test)
-    monkeypatch.setattr(trainer, "config", {**trainer.config.final_config_dict, "merge_adapter": False})
+    trainer.settings = replace(trainer.settings, merge_adapter=False)
     with pytest.raises(KeyboardInterrupt):
         trainer.evaluate(test)
     assert [merged for _, merged, _ in scores] == [True, True, False]
@@ -312,6 +314,28 @@ def test_nothing_is_unpickled(tmp_path):
     (folder / "recbole_llm.json").write_text(json.dumps({"format": 1, "model": "LLMSRec"}))
     with pytest.raises(UserError, match="safetensors"):
         checkpoint.read_weights(folder)
+
+
+# Stages
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([], "give a list"),
+        (["text"], "stage 1 is 'text'"),
+        ([{"name": "a", "trains": ["lora"]}], "stage 1 lacks vectors"),
+        ([{"name": "a", "trains": ["lora"], "vectors": True, "epoch": 2}], "did you mean epochs"),
+        ([{"name": "a", "trains": ["llm"], "vectors": True}], "lora, tokens, mapping, heads"),
+        ([{"name": "a", "trains": ["lora"], "vectors": "yes"}], "vectors 'yes'"),
+        ([{"name": "a", "trains": ["lora"], "vectors": True, "learning_rate": "fast"}], "no number"),
+        ([{"name": "a", "trains": ["lora"], "vectors": True, "epochs": 0}], "above 0"),
+        ([{"name": "a", "trains": ["lora"], "vectors": True}] * 2, "one name"),
+    ],
+)
+def test_mistakes_in_stages(stages, message):
+    with pytest.raises(UserError, match=message):
+        read_stages(StageSettings(stages, None, epochs=1, learning_rate=1e-3), ("lora", "tokens", "mapping", "heads"))
 
 
 # The causal training of teachers
