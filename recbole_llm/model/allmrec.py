@@ -28,7 +28,7 @@ from recbole_llm.trainer.alignment import train_alignment
 
 @dataclass(frozen=True)
 class ALLMRecSettings:
-    """The model's settings; the fields are the keys of its name."""
+    """The model's settings; each field is the key of the same name."""
 
     checkpoint_dir: str
     device: torch.device

@@ -26,7 +26,7 @@ from recbole_llm.recommender.llm_recommender import LLMRecommender
 
 @dataclass(frozen=True)
 class LLaRASettings:
-    """The model's settings; the fields are the keys of its name."""
+    """The model's settings; each field is the key of the same name."""
 
     curriculum: str
     placeholder: str

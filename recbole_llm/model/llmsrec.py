@@ -27,7 +27,7 @@ from recbole_llm.recommender.retrieval import RetrievalForm
 
 @dataclass(frozen=True)
 class LLMSRecSettings:
-    """The model's settings; the fields are the keys of its name."""
+    """The model's settings; each field is the key of the same name."""
 
     representation_size: int
     teacher_head_hidden_size: int

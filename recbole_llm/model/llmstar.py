@@ -25,7 +25,7 @@ from recbole_llm.recommender.retrieval import RetrievalForm
 
 @dataclass(frozen=True)
 class LLMSTARSettings:
-    """The model's settings; the fields are the keys of its name."""
+    """The model's settings; each field is the key of the same name."""
 
     head_hidden_size: int
     representation_size: int

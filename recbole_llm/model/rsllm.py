@@ -29,7 +29,7 @@ _EMBEDDING_SPREAD = 0.02  # with which the teachers' own item embeddings begin
 
 @dataclass(frozen=True)
 class RSLLMSettings:
-    """The model's settings; the fields are the keys of its name."""
+    """The model's settings; each field is the key of the same name."""
 
     id_tokens: bool
     behaviour_tokens: bool

@@ -39,7 +39,7 @@ ITEMS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class ST2SISettings:
-    """The model's settings; the fields are the keys of its name."""
+    """The model's settings; each field is the key of the same name."""
 
     dataset: str
     checkpoint_dir: str

@@ -18,7 +18,7 @@ from recbole_llm.recommender.llm_recommender import LLMRecommender
 
 @dataclass(frozen=True)
 class ZeroShotSettings:
-    """The model's settings; the fields are the keys of its name."""
+    """The model's settings; each field is the key of the same name."""
 
     tuning: str
     decode: str

@@ -99,7 +99,7 @@ class Recommender(Protocol):
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What every model reads; the fields are the keys of its name."""
+    """What every model reads; each field is the key of the same name."""
 
     seed: int
     reproducibility: bool

@@ -24,10 +24,12 @@ class Form:
 
     Attributes:
         loss_names: names of the parts of :meth:`loss`, in order.
+        protocol: the preset of split, candidates and metrics that the form needs; None: any that ranks.
         prompts: builds the form's prompts.
     """
 
     loss_names: tuple[str, ...] = ()
+    protocol: str | None = None
 
     def __init__(self, model: LLMRecommender, config: Config, dataset: TextSequentialDataset) -> None:
         self.model, self.dataset = model, dataset

@@ -216,7 +216,7 @@ class CandidateGenerator:
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What the form reads; the fields are the keys of its name."""
+    """What the form reads; each field is the key of the same name."""
 
     backbone: str
     title_prompts: list[str] | None
@@ -236,6 +236,7 @@ class GenerationForm(Form):
     """
 
     loss_names = ("title",)
+    protocol = "generation"
 
     def __init__(self, model, config: Config, dataset: TextSequentialDataset) -> None:
         super().__init__(model, config, dataset)

@@ -31,7 +31,7 @@ from recbole_llm.teacher.teacher import obtain_teacher
 
 @dataclass(frozen=True)
 class LLMRecommenderSettings:
-    """What the base of the models reads; the fields are the keys of its name."""
+    """What the base of the models reads; each field is the key of the same name."""
 
     model: str
     recommend_by: str | None

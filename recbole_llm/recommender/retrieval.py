@@ -22,7 +22,7 @@ from recbole_llm.recommender.item_table import ItemTable
 
 @dataclass(frozen=True)
 class RetrievalSettings:
-    """What the form reads; the fields are the keys of its name."""
+    """What the form reads; each field is the key of the same name."""
 
     prompt_sentence: str
     prompt_request: str

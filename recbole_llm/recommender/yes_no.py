@@ -25,7 +25,7 @@ from recbole_llm.recommender.form import Form
 
 @dataclass(frozen=True)
 class YesNoSettings:
-    """What the form reads; the fields are the keys of its name."""
+    """What the form reads; each field is the key of the same name."""
 
     backbone: str
     yes_no_prompt: str
@@ -122,6 +122,7 @@ class YesNoForm(Form):
     """
 
     loss_names = ("answer",)
+    protocol = "yes_no"
 
     def __init__(self, model, config: Config, dataset: TextSequentialDataset) -> None:
         super().__init__(model, config, dataset)

@@ -79,7 +79,7 @@ def draw_negatives(
     Args:
         positives: next items, int64 ``[N]``.
         histories: items not to draw, 0 = padding, int64 ``[N, L]``; None: only the next item is not drawn.
-        items: size of the catalogue with item 0, the padding; at least 3.
+        items: size of the catalog with item 0, the padding; at least 3.
         generator: source of randomness.
 
     Returns:
@@ -92,7 +92,7 @@ def draw_negatives(
         if len(again) == 0:
             return negatives
         negatives[again] = generator.integers(1, items, len(again))
-    # Who is left has most of the catalogue: list what remains.
+    # Who is left has most of the catalog: list what remains.
     for row in np.flatnonzero((known == negatives[:, None]).any(axis=1)):
         free = np.setdiff1d(np.arange(1, items), known[row])
         if len(free) == 0:
@@ -223,7 +223,7 @@ def _check(
 ) -> None:
     items, rows = len(teacher_vectors), len(users)
     if items < 3:
-        raise ValueError(f"negatives need a catalogue of at least 2 items beside the padding, not {items - 1}")
+        raise ValueError(f"negatives need a catalog of at least 2 items beside the padding, not {items - 1}")
     if len(text_vectors) != items:
         raise ValueError(f"there are {items} item vectors and {len(text_vectors)} text vectors")
     if users.shape[1:] != teacher_vectors.shape[1:]:

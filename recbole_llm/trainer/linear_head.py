@@ -43,7 +43,7 @@ class HeadRecommender(Recommender, Protocol):
 
 @dataclass(frozen=True)
 class HeadTrainingSettings:
-    """What this trainer reads beside the rest; the fields are the keys of its name."""
+    """What this trainer reads beside the rest; each field is the key of the same name."""
 
     learning_rate: float | None
 

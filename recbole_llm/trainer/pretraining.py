@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ WHAT_AN_LLM_IS = ("source", "name", "sha256", "revision", "architecture", "layer
 
 @dataclass(frozen=True)
 class PretrainingSettings:
-    """What pre-training reads of a run, and of the configuration of each source; the fields are the keys of its name."""
+    """What pre-training reads of a run, and of the configuration of each source; each field is the key of the same name."""
 
     model: str
     dataset: str
@@ -69,7 +69,6 @@ class PretrainingSettings:
     eval_batch_rows: int
 
 
-@runtime_checkable
 class SourceRecommender(HeadRecommender, Protocol):
     """What pre-training needs of a source's model. Its class also takes ``shared``, a model whose LLM and query it shares.
 

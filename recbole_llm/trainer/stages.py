@@ -23,7 +23,7 @@ STAGE_KEYS = {"name": str, "trains": list, "vectors": bool, "epochs": int, "lear
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What the stages depend on; the fields are the keys of its name."""
+    """What the stages depend on; each field is the key of the same name."""
 
     stages: Any
     run_stages: list[str] | None

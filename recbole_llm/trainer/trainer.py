@@ -42,7 +42,7 @@ from recbole_llm.trainer.checkpoint import (
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What the trainer reads beside what RecBole's does; the fields are the keys of its name."""
+    """What the trainer reads beside what RecBole's does; each field is the key of the same name."""
 
     model: str
     dataset: str

@@ -17,6 +17,7 @@ from recbole.utils import get_model, get_trainer
 from safetensors.torch import load_file
 
 from recbole_llm import checkpoint
+from recbole_llm.backbone.load import load_backbone
 from recbole_llm.config.settings import make_config
 from recbole_llm.data.loaders import dataloaders
 from recbole_llm.data.sequences import cut_windows, user_sequences
@@ -200,6 +201,24 @@ def test_merging_at_the_end_changes_neither_scores_nor_weights(make_model, monke
     assert scores[0][2].abs().max() > 1e-3 and torch.equal(layer.base_layer.weight, original)
     assert torch.equal(scores[0][0], scores[1][0])
     torch.testing.assert_close(scores[0][0], scores[2][0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_with_two_llms_keeps_both(make_model, monkeypatch):
+    trainer, train, valid, test = trainer_of(make_model, "TALLRec", merge_adapter=True, epochs=1, eval_step=1)
+    second = load_backbone({"backbone": "tiny", "backbone_layers": 1, "tuning": "lora", "seed": 3})
+    both = property(lambda model: {"backbone": model.backbone, "text_encoder": second})
+    monkeypatch.setattr(type(trainer.model), "backbones", both)
+    trainer.fit(train, valid)
+    folder = Path(trainer.saved_model_file)
+    for place, layers in ((folder, 2), (folder / "text_encoder", 1)):
+        assert (place / "adapter" / "adapter_model.safetensors").exists()
+        assert json.loads((place / "merged" / "config.json").read_text())["num_hidden_layers"] == layers
+    record = checkpoint.read_record(folder)
+    assert record["text_encoder"]["layers"] == 1 and record["backbone"]["layers"] == 2
+    trainer.evaluate(test)
+    second.identity["layers"] = 2
+    with pytest.raises(UserError, match="has text_encoder .*, not"):
+        trainer.load_weights(folder)
 
 
 def test_gradient_clipping_acts_on_trained_weights(make_model):
