@@ -57,12 +57,12 @@ def main() -> int:
         model.seed_step(0)
         candidates = model.training_candidates(interaction, 19)
         history, lengths = model.history_items(interaction)
-        batch = model.titles.prompts.prompts(history, lengths, candidates)
-        backbone, cost = model.backbone, model.titles.cost
+        batch = model.form.prompts.prompts(history, lengths, candidates)
+        backbone, cost = model.backbone, model.form.generator.cost
         causal_lm, device = backbone.causal_lm, backbone.device
         vectors = model.vectors(batch)
-        answers = model.titles.prompts.answers(candidates[:, 0])
-        titles = [model.titles.prompts.answers(row) for row in candidates]
+        answers = model.form.prompts.answers(candidates[:, 0])
+        titles = [model.form.prompts.answers(row) for row in candidates]
         prompts = [batch.tokens[a:b].tolist() for a, b in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)]
 
         def ours_lora():

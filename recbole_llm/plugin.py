@@ -94,7 +94,10 @@ def _get_flops(stock: FunctionType) -> Callable:
         model.eval()
         try:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                model.predict(interaction)
+                try:
+                    model.predict(interaction)
+                except UserError:  # a form that ranks candidates together: one is scored
+                    model.score(interaction, interaction[model.ITEM_ID][:, None])
         finally:
             model.train(was_training)
         return counter.get_total_flops()

@@ -163,9 +163,12 @@ def _teacher_of(label: str, settings: Mapping[str, Any]) -> str:
 
 
 def default_protocol(ours: Sequence[str], settings: Mapping[str, Any]) -> str:
-    """The protocol of a comparison that names none: that of the first of our models which has one of its own."""
-    if settings.get("recommend_by") in ("generation", "yes_no"):
-        return settings["recommend_by"]
+    """The protocol of a comparison that names none: that of the form in which models are asked, or of the first of our models
+    which has one of its own."""
+    for label in ours:
+        form = getattr(get_model(model_of(label)), "forms", {}).get(str(settings.get("recommend_by")))
+        if form is not None and form.protocol is not None:
+            return form.protocol
     schema = read_schema()
     keys = (schema[f"model/{model_of(label)}"].get("protocol") for label in ours)
     return next((key.default for key in keys if key is not None), "retrieval")

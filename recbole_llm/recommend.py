@@ -21,7 +21,7 @@ from recbole_llm.data.loaders import dataloaders
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError, closest, first_line
 from recbole_llm.teacher import stock
-from recbole_llm.trainer.trainer import load_trained_weights
+from recbole_llm.trainer.checkpoint import load_trained_weights
 
 # Settings that a record does not decide: what is read and written where, on which machine, by whom, and what is trusted.
 _NOT_FROM_A_RECORD = frozenset(

@@ -83,7 +83,7 @@ MODELS: dict[str, Entry] = {
     ),
     "ST2SI": Entry(
         model="recbole_llm.model.st2si:ST2SI",
-        trainer="recbole_llm.trainer.linear_head:ST2SITrainer",
+        trainer="recbole_llm.trainer.linear_head:LinearHeadTrainer",
         properties="model/ST2SI.yaml",
         paper="Zhai et al., Learning Transition Patterns by LLMs for Sequential Recommendation (ST2SI), 2025",
     ),

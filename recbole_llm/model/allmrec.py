@@ -10,6 +10,7 @@ Reference code:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 
@@ -18,10 +19,23 @@ from recbole.config import Config
 from torch import Tensor, nn
 
 from recbole_llm.backbone.sentence_encoder import load_sentence_encoder
+from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.recommender.heads import projection
 from recbole_llm.recommender.llm_recommender import LLMRecommender
 from recbole_llm.trainer.alignment import train_alignment
+
+
+@dataclass(frozen=True)
+class ALLMRecSettings:
+    """The model's settings; each field is the key of the same name."""
+
+    checkpoint_dir: str
+    device: torch.device
+    seed: int
+    sentence_encoder: str
+    latent_size: int
+    alignment_epochs: int
 
 
 class ALLMRec(LLMRecommender):
@@ -34,45 +48,44 @@ class ALLMRec(LLMRecommender):
     has_user_vector = True
 
     def __init__(self, config: Config, dataset: TextSequentialDataset) -> None:
+        self.settings = select(ALLMRecSettings, config)
         super().__init__(config, dataset)
-        self.register_buffer("joint_vectors", self._align(config, dataset), persistent=False)
+        self.register_buffer("joint_vectors", self._align(dataset), persistent=False)
 
-    def _align(self, config: Config, dataset: TextSequentialDataset) -> Tensor:
+    def _align(self, dataset: TextSequentialDataset) -> Tensor:
         """Stage 1, or what it gave before for the same teacher, texts and settings."""
-        encoder = load_sentence_encoder(config["sentence_encoder"], config["device"])
+        settings = self.settings
+        encoder = load_sentence_encoder(settings.sentence_encoder, settings.device)
         texts = encoder.encode(dataset.item_texts)
         rows = dataset.inter_feat
         with torch.no_grad():
             users = torch.cat(
                 [
-                    self.teacher.represent(rows[slice(start, start + 1024)].to(config["device"])).cpu()
+                    self.teacher.represent(rows[slice(start, start + 1024)].to(settings.device)).cpu()
                     for start in range(0, len(rows), 1024)
                 ]
             )
-        folder = Path(config["checkpoint_dir"])
+        folder = Path(settings.checkpoint_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        getLogger().info(f"A-LLMRec stage 1: {len(rows)} rows, {config['alignment_epochs']} epochs")
+        getLogger().info(f"A-LLMRec stage 1: {len(rows)} rows, {settings.alignment_epochs} epochs")
         alignment = train_alignment(
             self.teacher.item_vectors.cpu(),
             texts.cpu(),
             users,
             rows[self.POS_ITEM_ID].cpu(),
             rows[self.ITEM_SEQ].cpu(),
-            latent_size=config["latent_size"],
-            epochs=config["alignment_epochs"],
-            seed=config["seed"],
-            device=config["device"],
+            latent_size=settings.latent_size,
+            epochs=settings.alignment_epochs,
+            seed=settings.seed,
+            device=settings.device,
             checkpoint=folder / f"alignment-{dataset.fingerprint[:10]}-{self.teacher.identity[:10]}.safetensors",
         )
         with torch.no_grad():
             return alignment.joint(self.teacher.item_vectors)
 
-    def _item_projection(self, config: Config) -> nn.Module:
-        width = self.backbone.input_size
-        return projection(config["latent_size"], config["item_projection_hidden_size"] or width, width)
-
-    def _user_projection(self, config: Config) -> nn.Module:
-        return super()._item_projection(config)
+    def _item_projection(self) -> nn.Module:
+        """f_I, of the joint vectors."""
+        return projection(self.settings.latent_size, self.item_projection_hidden_size, self.backbone.input_size)
 
     def item_inputs(self, items: Tensor) -> Tensor:
         """The projected joint vectors."""

@@ -9,16 +9,27 @@ Reference code:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
 from recbole_llm.backbone.text import encode_text
+from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
 from recbole_llm.recommender.heads import perceptron
 from recbole_llm.recommender.llm_recommender import LLMRecommender
+
+
+@dataclass(frozen=True)
+class LLaRASettings:
+    """The model's settings; each field is the key of the same name."""
+
+    curriculum: str
+    placeholder: str
 
 
 class LLaRA(LLMRecommender):
@@ -33,17 +44,16 @@ class LLaRA(LLMRecommender):
 
     def __init__(self, config: Config, dataset: TextSequentialDataset) -> None:
         super().__init__(config, dataset)
-        self.curriculum = config["curriculum"]
+        self.settings = select(LLaRASettings, config)
         self.hybrid = True
-        placeholder = encode_text(self.backbone.tokenizer, [config["placeholder"]])[0]
+        placeholder = encode_text(self.backbone.tokenizer, [self.settings.placeholder])[0]
         if not placeholder:
             raise UserError("placeholder: a text of at least one token stands where an item's vector will be.")
         self.register_buffer("placeholder_ids", torch.tensor(placeholder, device=self.backbone.device), persistent=False)
 
-    def _item_projection(self, config: Config) -> nn.Module:
-        """The projector: two linear layers with GELU between them, without normalisation."""
-        width = self.backbone.input_size
-        return perceptron(self.teacher.size, config["item_projection_hidden_size"] or width, width)
+    def _item_projection(self) -> nn.Module:
+        """The projector: two linear layers with GELU between them, without normalization."""
+        return perceptron(self.teacher.size, self.item_projection_hidden_size, self.backbone.input_size)
 
     def item_inputs(self, items: Tensor) -> Tensor:
         if self.hybrid:
@@ -52,7 +62,7 @@ class LLaRA(LLMRecommender):
         return neutral.float().expand(len(items), -1)
 
     def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
-        self.hybrid = self.curriculum == "none" or bool(self.rng.random() < self.progress)
+        self.hybrid = self.settings.curriculum == "none" or bool(self.rng.random() < self.progress)
         try:
             return super().calculate_loss(interaction)
         finally:

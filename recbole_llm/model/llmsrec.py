@@ -9,16 +9,33 @@ Reference code:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from recbole.config import Config
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.loss.distillation import distillation_loss
 from recbole_llm.loss.retrieval import retrieval_loss
 from recbole_llm.loss.uniformity import uniformity_loss
 from recbole_llm.recommender.heads import projection
 from recbole_llm.recommender.llm_recommender import LLMRecommender
+from recbole_llm.recommender.retrieval import RetrievalForm
+
+
+@dataclass(frozen=True)
+class LLMSRecSettings:
+    """The model's settings; each field is the key of the same name."""
+
+    representation_size: int
+    teacher_head_hidden_size: int
+    distill_loss: str
+    distill_weight: float
+    distill_temperature: float
+    mse_reduction: str
+    uniform_weight: float
 
 
 class LLMSRec(LLMRecommender):
@@ -27,19 +44,18 @@ class LLMSRec(LLMRecommender):
     The LLM and the teacher are frozen. Trained: f_I, f_item, f_user, f_CF-user and the vectors [UserOut], [ItemOut].
     """
 
+    forms = {"retrieval": RetrievalForm}
     loss_names = ("retrieval", "distillation", "uniformity")
 
     def __init__(self, config: Config, dataset: TextSequentialDataset) -> None:
         super().__init__(config, dataset)
-        self.distill_loss = config["distill_loss"]
-        self.distill_weight = config["distill_weight"]
-        self.distill_temperature = config["distill_temperature"]
-        self.mse_reduction = config["mse_reduction"]
-        self.uniform_weight = config["uniform_weight"]
-        size = config["representation_size"]
-        self.teacher_head = projection(self.teacher.size, config["teacher_head_hidden_size"], size, "gelu")  # f_CF-user
+        self.settings = settings = select(LLMSRecSettings, config)
+        self.teacher_head = projection(  # f_CF-user
+            self.teacher.size, settings.teacher_head_hidden_size, settings.representation_size, "gelu"
+        )
 
     def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, Tensor, Tensor]:
+        settings = self.settings
         # Equation 1: the target against its negatives.
         users = self.represent_users(interaction)  # f_user(h_U)
         scores = self.score_candidates(users, self.training_candidates(interaction))
@@ -47,9 +63,9 @@ class LLMSRec(LLMRecommender):
         # Equation 2: the student's representation towards the teacher's, O_u.
         teacher_users = self.teacher_head(self.teacher.represent(interaction))  # f_CF-user(O_u)
         distillation = distillation_loss(
-            users, teacher_users, self.distill_loss, self.mse_reduction, self.distill_temperature
+            users, teacher_users, settings.distill_loss, settings.mse_reduction, settings.distill_temperature
         )
 
         # Equation 3: neither side may let all users look the same.
         uniformity = uniformity_loss(users) + uniformity_loss(teacher_users)
-        return retrieval_loss(scores), self.distill_weight * distillation, self.uniform_weight * uniformity
+        return retrieval_loss(scores), settings.distill_weight * distillation, settings.uniform_weight * uniformity

@@ -6,17 +6,40 @@ Reference:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.perturbation import draw_negatives
 from recbole_llm.loss.retrieval import retrieval_loss
 from recbole_llm.loss.sequence_anchor import sequence_anchor_loss, teacher_confidence
 from recbole_llm.recommender.heads import projection
 from recbole_llm.recommender.llm_recommender import LLMRecommender
+from recbole_llm.recommender.retrieval import RetrievalForm
+
+
+@dataclass(frozen=True)
+class LLMSTARSettings:
+    """The model's settings; each field is the key of the same name."""
+
+    head_hidden_size: int
+    representation_size: int
+    beta: float
+    similarity: str
+    temperature: float
+    confidence: str
+    negative_grad: bool
+    shuffle_negatives: int
+    window_negatives: int
+    last_negatives: int
+    window_shortest: int
+    window_longest: int
+    last_items: int
 
 
 class LLMSTAR(LLMRecommender):
@@ -27,29 +50,27 @@ class LLMSTAR(LLMRecommender):
     Ablations of the paper's Table 5: (a) ``beta: 0``; (b) ``confidence: none``; (c) as it is.
     """
 
+    forms = {"retrieval": RetrievalForm}
     loss_names = ("retrieval", "sequence")
 
     def __init__(self, config: Config, dataset: TextSequentialDataset) -> None:
         super().__init__(config, dataset)
-        self.beta = config["beta"]
-        self.similarity = config["similarity"]
-        self.temperature = config["temperature"]
-        self.confidence = config["confidence"]
-        self.negative_grad = config["negative_grad"]
+        self.settings = settings = select(LLMSTARSettings, config)
         self.perturbations = {
-            "whole": config["shuffle_negatives"],
-            "window": config["window_negatives"],
-            "last": config["last_negatives"],
-            "window_shortest": config["window_shortest"],
-            "window_longest": config["window_longest"],
-            "last_items": config["last_items"],
+            "whole": settings.shuffle_negatives,
+            "window": settings.window_negatives,
+            "last": settings.last_negatives,
+            "window_shortest": settings.window_shortest,
+            "window_longest": settings.window_longest,
+            "last_items": settings.last_items,
         }
-        hidden, size = config["head_hidden_size"], config["representation_size"]
-        self.user_adapter = projection(self.teacher.size, hidden, size)  # f_user of section 3.2
+        self.user_adapter = projection(  # f_user of section 3.2
+            self.teacher.size, settings.head_hidden_size, settings.representation_size
+        )
 
     def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
-        candidates = self.training_candidates(interaction)
-        if self.beta == 0:  # ablation (a): no anchors, and no cost of them
+        settings, candidates = self.settings, self.training_candidates(interaction)
+        if settings.beta == 0:  # ablation (a): no anchors, and no cost of them
             return (retrieval_loss(self.score_candidates(self.represent_users(interaction), candidates)),)
 
         # Section 3.2: the history and its multi-scale perturbations, encoded together (they share their beginnings).
@@ -57,7 +78,7 @@ class LLMSTAR(LLMRecommender):
         perturbed, parents = draw_negatives(histories.items, histories.lengths, self.rng, **self.perturbations)
         representations = self.represent_prompts(self.prompts.perturbed_prompts(histories, perturbed, parents))
         users, negatives = representations.split([len(histories.lengths), len(parents)])
-        if not self.negative_grad:
+        if not settings.negative_grad:
             negatives = negatives.detach()
 
         # Equation 1.
@@ -66,7 +87,7 @@ class LLMSTAR(LLMRecommender):
         # The positive anchor u_pos, and section 3.3: how sure the teacher is of the true next item.
         teacher_users = self.teacher.represent(interaction)  # u_cf
         candidate_vectors = self.teacher.item_vectors[torch.from_numpy(candidates).to(users.device)]
-        confidence = teacher_confidence(teacher_users, candidate_vectors, self.confidence)
+        confidence = teacher_confidence(teacher_users, candidate_vectors, settings.confidence)
 
         # Equation 3.
         sequence = sequence_anchor_loss(
@@ -75,7 +96,7 @@ class LLMSTAR(LLMRecommender):
             negatives,
             torch.from_numpy(parents).to(users.device),
             confidence,
-            self.similarity,
-            self.temperature,
+            settings.similarity,
+            settings.temperature,
         )
-        return retrieval, self.beta * sequence
+        return retrieval, settings.beta * sequence

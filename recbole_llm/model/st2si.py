@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from recbole_llm import checkpoint
 from recbole_llm.backbone.lora import trained_weights
 from recbole_llm.backbone.stored_states import StoredStates
 from recbole_llm.backbone.text import encode_text
+from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.sequences import user_sequences
 from recbole_llm.errors import UserError
@@ -33,6 +35,26 @@ from recbole_llm.recommender.base import BackboneRecommender
 from recbole_llm.trainer.pretraining import digest_of, obtain_foundation
 
 ITEMS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class ST2SISettings:
+    """The model's settings; each field is the key of the same name."""
+
+    dataset: str
+    checkpoint_dir: str
+    tuning: str
+    history_length: int
+    max_prompt_tokens: int | None
+    max_attribute_tokens: int
+    item_text_separator: str
+    queries: str
+    id_alignment: bool
+    windows: str | None
+    chunk_items: int
+    softmax: str
+    sampled_negatives: int
+    head: str | None
 
 
 class ST2SI(BackboneRecommender):
@@ -56,48 +78,47 @@ class ST2SI(BackboneRecommender):
 
     def __init__(self, config: Config, dataset: TextSequentialDataset, shared: ST2SI | None = None) -> None:
         super().__init__(config, dataset, None if shared is None else shared.encoder)
-        backbone, self.tuning = self.backbone, config["tuning"]
+        self.settings = settings = select(ST2SISettings, config)
+        backbone = self.backbone
         if shared is not None:
             self.foundation = shared.foundation
         self.query = self._token_vectors(1) if shared is None else shared.query
         self.head = nn.Linear(backbone.hidden_size, self.n_items - 1, bias=False)
         if self.foundation is not None and shared is None:
             self.foundation.load_into(backbone, self.query)
-        self.query.requires_grad_(self.tuning != "ilp")  # the stored states were made with it
+        self.query.requires_grad_(self.settings.tuning != "ilp")  # the stored states were made with it
 
         self.prompts = SequencePrompts(
             lambda texts: encode_text(backbone.tokenizer, texts),
             dataset.item_attributes,
             SequencePromptSettings(
-                history_length=config["history_length"],
-                max_prompt_tokens=min(config["max_prompt_tokens"] or backbone.context_length, backbone.context_length),
-                max_attribute_tokens=config["max_attribute_tokens"],
-                separator=config["item_text_separator"],
-                queries=config["queries"],
+                history_length=settings.history_length,
+                max_prompt_tokens=min(settings.max_prompt_tokens or backbone.context_length, backbone.context_length),
+                max_attribute_tokens=settings.max_attribute_tokens,
+                separator=settings.item_text_separator,
+                queries=settings.queries,
             ),
             prefix_ids=backbone.prefix_ids,
         )
-        self.id_alignment = config["id_alignment"]
+        self.id_alignment = settings.id_alignment
         self.loss_names = ("next_item", "id_alignment") if self.id_alignment else ("next_item",)
-        self.windows = config["windows"] or ("fixed" if self.tuning == "ilp" else "random")
-        self.history_length = config["history_length"]
+        self.windows = settings.windows or ("fixed" if settings.tuning == "ilp" else "random")
         rows = dataset.splits["train"]
         users = np.unique(rows.inter_feat[rows.uid_field].numpy())
         self.sequences = dict(zip(users.tolist(), user_sequences(rows), strict=True))
 
-        self.chunk_items = config["chunk_items"]
         self.sampler = None
-        if config["softmax"] == "sampled":
+        if settings.softmax == "sampled":
             targets = np.concatenate([sequence[1:] for sequence in self.sequences.values()])
             counts = np.bincount(targets, minlength=self.n_items)[1:]
-            self.sampler = NegativeSampler(counts, self.n_items - 1, config["sampled_negatives"])
+            self.sampler = NegativeSampler(counts, self.n_items - 1, settings.sampled_negatives)
         self.epoch_steps = 1
         self.step_items = np.zeros(0, dtype=np.int64)
         self._shuffled_items: tuple[int, np.ndarray] = (-1, self.step_items)
         self._stored: dict[str, StoredStates] = {}
-        self._stored_of_query: tuple[Tensor | None, int] = None, 0
-        if config["head"]:
-            self.load_head(config["head"])
+        self._stored_query: tuple[Tensor | None, int] = None, 0
+        if settings.head:
+            self.load_head(settings.head)
 
     def _prepare_before_backbone(self, config: Config, dataset: TextSequentialDataset) -> None:
         self.foundation = obtain_foundation(config)
@@ -108,7 +129,7 @@ class ST2SI(BackboneRecommender):
 
     # Hidden states at query tokens
 
-    def states_of(self, batch: PromptBatch) -> Tensor:
+    def query_states(self, batch: PromptBatch) -> Tensor:
         """h_q at the query tokens that ``batch`` is read at, prompt by prompt: float32 ``[P, hidden size]``."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.query.requires_grad):
             hidden = self.encoder(batch, self.query)
@@ -116,19 +137,19 @@ class ST2SI(BackboneRecommender):
 
     def sequence_states(self, history: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """h_q of training histories int64 ``[B, L]``, right padded: ``[P, hidden size]``, and how many of them each has."""
-        if self.tuning == "ilp" and self.windows == "fixed":
+        if self.settings.tuning == "ilp" and self.windows == "fixed":
             stored = self._stored_states("train")
             rows = stored.rows_of(history, lengths)
             if (rows >= 0).all():
                 return stored.states(rows).to(self.query.device), stored.reads[rows]
         batch = self.prompts.sequences(history, lengths)
-        return self.states_of(batch), batch.is_read.sum(axis=1)
+        return self.query_states(batch), batch.is_read.sum(axis=1)
 
     def item_states(self, items: np.ndarray) -> Tensor:
         """h_q of the alignment prompts of items int64 ``[n]``: ``[n, hidden size]``."""
-        if self.tuning == "ilp":
+        if self.settings.tuning == "ilp":
             return self._stored_states("items").states(items - 1).to(self.query.device)
-        return self.states_of(self.prompts.alignments(items))
+        return self.query_states(self.prompts.alignments(items))
 
     @torch.no_grad()
     def user_states(self, interaction: Interaction) -> Tensor:
@@ -137,24 +158,24 @@ class ST2SI(BackboneRecommender):
         history, lengths = self.history_items(interaction[first])
         hidden = torch.empty(len(lengths), self.backbone.hidden_size, device=self.query.device)
         unknown = np.ones(len(lengths), dtype=bool)
-        if self.tuning == "ilp":
+        if self.settings.tuning == "ilp":
             stored = self._stored_states("evaluation")
             rows = stored.rows_of(history, lengths)
             unknown = rows < 0
             hidden[torch.from_numpy(~unknown)] = stored.states(rows[~unknown]).to(hidden.device)
         if unknown.any():
             batch = self.prompts.sequences(history[unknown], lengths[unknown], last_only=True)
-            hidden[torch.from_numpy(unknown)] = self.states_of(batch)
+            hidden[torch.from_numpy(unknown)] = self.query_states(batch)
         return hidden[row_of.to(hidden.device)]
 
     def _stored_states(self, part: str) -> StoredStates:
         """Stored states of the training histories (``train``), all items (``items``), or valid and test (``evaluation``)."""
-        query, version = self._stored_of_query
+        query, version = self._stored_query
         if query is not self.query or version != query._version:  # another [Q] was loaded
-            self._stored, self._stored_of_query = {}, (self.query, self.query._version)
+            self._stored, self._stored_query = {}, (self.query, self.query._version)
         if part not in self._stored:
-            file = Path(self._config["checkpoint_dir"]) / "states" / f"{self._config['dataset']}-{part}"
-            arguments = file, self._identity(), self.states_of, self.backbone.hidden_size
+            file = Path(self.settings.checkpoint_dir) / "states" / f"{self.settings.dataset}-{part}"
+            arguments = file, self._identity(), self.query_states, self.backbone.hidden_size
             if part == "items":
                 stored = StoredStates(*arguments, lambda rows: self.prompts.alignments(rows + 1), self.n_items - 1)
             else:
@@ -201,13 +222,13 @@ class ST2SI(BackboneRecommender):
             windows = np.pad(history, ((0, 0), (0, 1)))
             windows[np.arange(len(windows)), lengths] = interaction[self.POS_ITEM_ID].cpu().numpy()
             return windows, lengths
-        windows = np.zeros((len(history), self.history_length + 1), dtype=np.int64)
+        windows = np.zeros((len(history), self.settings.history_length + 1), dtype=np.int64)
         lengths = np.empty(len(history), dtype=np.int64)
         for row, user in enumerate(interaction[self.USER_ID].tolist()):
             sequence = self.sequences[user]
             start = int(self.rng.integers(0, len(sequence) - 1))
             target = int(self.rng.integers(start + 1, len(sequence)))
-            window = sequence[max(start, target - self.history_length) : target + 1]
+            window = sequence[max(start, target - self.settings.history_length) : target + 1]
             windows[row, : len(window)], lengths[row] = window, len(window) - 1
         return windows, lengths
 
@@ -229,7 +250,7 @@ class ST2SI(BackboneRecommender):
         """Softmax cross-entropy of W h against the items' IDs int64 ``[P]``: ``[P]``."""
         targets = torch.from_numpy(items - 1).to(hidden.device)
         if self.sampler is None:
-            return full_softmax_loss(hidden, self.head.weight, targets, self.chunk_items)
+            return full_softmax_loss(hidden, self.head.weight, targets, self.settings.chunk_items)
         negatives = self.sampler.draw(self.rng).to(hidden.device)
         log_counts = self.sampler.log_expected_counts.to(hidden.device)
         return sampled_softmax_loss(hidden, self.head.weight, targets, negatives, log_counts)
@@ -253,7 +274,7 @@ class ST2SI(BackboneRecommender):
 
         Args:
             interaction: B rows; only their histories are read.
-            candidates: int64 ``[B, C]``, or None for the whole catalogue.
+            candidates: int64 ``[B, C]``, or None for the whole catalog.
 
         Returns:
             float32 ``[B, C]`` or ``[B, n_items]`` (column 0, the padding item, is -inf).
@@ -272,7 +293,7 @@ class ST2SI(BackboneRecommender):
     def rank_targets(self, interaction: Interaction, targets: Tensor) -> tuple[Tensor, Tensor]:
         """How many items score above each row's target int64 ``[B]``, and how many others the same, without their table."""
         hidden, weight = self.user_states(interaction), self.head.weight
-        return target_counts(hidden, weight, targets.to(weight.device) - 1, self.chunk_items)
+        return target_counts(hidden, weight, targets.to(weight.device) - 1, self.settings.chunk_items)
 
     @torch.no_grad()
     def id_accuracy(self) -> dict[str, float]:
@@ -280,7 +301,7 @@ class ST2SI(BackboneRecommender):
         hits = {1: 0, 5: 0}
         for items in np.array_split(np.arange(1, self.n_items), -(-(self.n_items - 1) // ITEMS_AT_ONCE)):
             hidden = self.item_states(items)
-            _, best = top_items(hidden, self.head.weight, min(5, self.n_items - 1), self.chunk_items)
+            _, best = top_items(hidden, self.head.weight, min(5, self.n_items - 1), self.settings.chunk_items)
             found = best == torch.from_numpy(items - 1).to(best.device)[:, None]
             for k in hits:
                 hits[k] += int(found[:, :k].sum())
@@ -296,7 +317,7 @@ class ST2SI(BackboneRecommender):
         record = {
             "kind": "head",
             "model": type(self).__name__,
-            "dataset": self._config["dataset"],
+            "dataset": self.settings.dataset,
             **self._head_identity(foundation),
         }
         checkpoint.write(folder, record, {"weight": self.head.weight, "query": self.query})
@@ -314,7 +335,7 @@ class ST2SI(BackboneRecommender):
         if record["items"] != expected["items"]:
             raise UserError(
                 f"head: {folder} holds a head for the items of {record['dataset']}, which are not those of "
-                f"{self._config['dataset']}: a head serves the items that it was trained on."
+                f"{self.settings.dataset}: a head serves the items that it was trained on."
             )
         if record["backbone"] != expected["backbone"]:
             raise UserError(

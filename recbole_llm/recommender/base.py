@@ -1,6 +1,10 @@
-"""What the trainer, the evaluation and the checkpoints need of any recommender that runs an LLM, whatever it makes of it."""
+"""What trainer, evaluation and checkpoints need of a recommender, and the base of all that run an LLM."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -10,16 +14,119 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType, init_seed
 from torch import Tensor, nn
 
+from recbole_llm.backbone.backbone import Backbone
 from recbole_llm.backbone.encoder import EncoderSettings, PromptEncoder
 from recbole_llm.backbone.load import fetch_backbone, load_backbone
+from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
+from recbole_llm.teacher.stock import StockRun
+from recbole_llm.teacher.teacher import Teacher
+
+
+@runtime_checkable
+class Recommender(Protocol):
+    """What the trainer, the evaluation and the checkpoints need of a model, whatever it makes of its LLMs.
+
+    B is the number of rows of an Interaction, C the number of candidates of a row. A model is a ``torch.nn.Module``.
+
+    Attributes:
+        loss_names: names of the parts of :meth:`calculate_loss`, in order.
+        fingerprint: identity of the data (items, split and filters); a checkpoint belongs to it.
+        progress: share of the training (of its present stage) that is done, 0 to 1; set by the trainer.
+        rng: the randomness of a training step, renewed by :meth:`seed_step`.
+        teacher_run: the run of the stock model that is learned from, with its folder; None without one.
+    """
+
+    loss_names: tuple[str, ...]
+    fingerprint: str
+    progress: float
+    rng: np.random.Generator
+    teacher_run: StockRun | None
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The frozen stock model that is learned from; None without one."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The usual LLM: the one that reads prompts."""
+
+    @property
+    def backbones(self) -> Mapping[str, Backbone]:
+        """Every LLM, causal or bidirectional, by the key under which a checkpoint names it; the usual one is ``backbone``."""
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens given to the LLMs so far, padding not counted."""
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that training moves, by name: what a checkpoint holds. A stage may train a part of it."""
+
+    def seed_step(self, step: int) -> None:
+        """Make the randomness of a training step depend on the seed and the step (from 0) alone."""
+
+    def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
+        """The weighted parts of the loss of B rows: scalars, named by ``loss_names`` (trailing ones may be left out), whose
+        sum is minimized."""
+
+    def score(self, interaction: Interaction, candidates: Tensor | None) -> Tensor:
+        """Score each row's candidates int64 ``[B, C]``: ``[B, C]``; or, with None, the whole catalog: ``[B, n_items]``.
+
+        Raises:
+            UserError: a form that cannot rank what is asked for.
+        """
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Score the item of each row: ``[B]``.
+
+        Raises:
+            UserError: a form that needs a row's candidates together.
+        """
+
+    def reset_metrics(self) -> None:
+        """Begin to count anew what :meth:`answer_metrics` reports."""
+
+    def answer_metrics(self) -> dict[str, float]:
+        """Figures of the answers since :meth:`reset_metrics` (ValidRatio, say) by name; often none."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Set training mode, as ``torch.nn.Module`` does; frozen parts stay as they are."""
+
+    def eval(self) -> Any:
+        """Set evaluation mode."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What every model reads; each field is the key of the same name."""
+
+    seed: int
+    reproducibility: bool
+    single_spec: bool
+    device: torch.device
+    micro_batch_tokens: int
+    call_cost: int | None
+    share_header: bool
+    share_prefix: bool
+    skip_unread: bool
+    recompute_activations: bool
+    list_suffix: str = field(metadata={"key": "LIST_SUFFIX"})
+
+    def encoder(self) -> EncoderSettings:
+        """How prompts are batched."""
+        return EncoderSettings(
+            micro_batch_tokens=self.micro_batch_tokens,
+            call_cost=self.call_cost or (32 if torch.device(self.device).type == "cpu" else 1024),
+            share_header=self.share_header,
+            share_prefix=self.share_prefix,
+            skip_unread=self.skip_unread,
+            recompute=self.recompute_activations,
+        )
 
 
 class BackboneRecommender(SequentialRecommender):
-    """An LLM behind RecBole's interface.
-
-    A model gives ``calculate_loss`` (scalars, named by ``loss_names``, whose sum is minimised) and ``score``.
+    """An LLM behind RecBole's interface: a :class:`Recommender` that lacks ``calculate_loss``, ``score`` and ``predict``.
 
     Args:
         config: RecBole configuration.
@@ -27,56 +134,55 @@ class BackboneRecommender(SequentialRecommender):
         encoder: an encoder to share with another model; None: load the LLM of ``config``.
 
     Attributes:
-        loss_names: names of the parts that ``calculate_loss`` returns, in order.
         encoder: runs prompts through the LLM.
-        teacher, teacher_run: the frozen stock model that is learned from and its run; None without one.
-        recommend_by: ``retrieval`` (scores) or ``generation`` (titles that the LLM writes).
-        fingerprint: identity of the data.
-        progress: how much of the training (of its present stage) is done, 0 to 1; set by the trainer.
-        stage: number of the present stage, 0 where there is one only.
-        rng: the randomness of a training step.
+        stage: number of the present stage of training, from 0.
     """
 
     input_type = InputType.POINTWISE
     loss_names: tuple[str, ...] = ()
-    recommend_by = "retrieval"
 
     def __init__(self, config: Config, dataset: TextSequentialDataset, encoder: PromptEncoder | None = None) -> None:
         super().__init__(config, dataset)
-        if not config["single_spec"]:
+        settings = select(ModelSettings, config)
+        if not settings.single_spec:
             raise UserError("nproc: the LLM recommenders train in one process; leave nproc and world_size unset.")
-        self.teacher = self.teacher_run = None
+        self.teacher_run: StockRun | None = None
         if encoder is None:
             fetch_backbone(config)  # before anything is trained
             self._prepare_before_backbone(config, dataset)
-        # What was trained just now, or was not because it was found, must not decide how our own weights begin.
-        init_seed(config["seed"], config["reproducibility"])
-        self.encoder = encoder or PromptEncoder(
-            load_backbone(config),
-            EncoderSettings(
-                micro_batch_tokens=config["micro_batch_tokens"],
-                call_cost=config["call_cost"] or (32 if torch.device(config["device"]).type == "cpu" else 1024),
-                share_header=config["share_header"],
-                share_prefix=config["share_prefix"],
-                skip_unread=config["skip_unread"],
-                recompute=config["recompute_activations"],
-            ),
-        )
+        # Whether something was trained just now, or found, must not decide how our own weights begin.
+        init_seed(settings.seed, settings.reproducibility)
+        self.encoder = encoder or PromptEncoder(load_backbone(config), settings.encoder())
         self.progress, self.stage = 0.0, 0
         self._trained_names: list[str] | None = None
-        self._config, self._dataset = config, dataset
-        self.time_list_field = dataset.time_field + config["LIST_SUFFIX"]
+        self._dataset = dataset
+        self.time_list_field = dataset.time_field + settings.list_suffix
         self.fingerprint = dataset.fingerprint
-        self.seed = config["seed"]
+        self.seed = settings.seed
         self.rng = np.random.default_rng(self.seed)
 
     def _prepare_before_backbone(self, config: Config, dataset: TextSequentialDataset) -> None:
         """Train or load whatever the LLM learns from, before the LLM takes its memory."""
 
     @property
-    def backbone(self):
+    def teacher(self) -> Teacher | None:
+        """The frozen stock model that is learned from; None without one."""
+        return self._modules.get("teacher")  # a property, since isinstance() of a Protocol finds no submodules
+
+    @property
+    def backbone(self) -> Backbone:
         """The LLM."""
         return self.encoder.backbone
+
+    @property
+    def backbones(self) -> Mapping[str, Backbone]:
+        """Every LLM by name."""
+        return {"backbone": self.backbone}
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens given to the LLM so far."""
+        return self.encoder.counts.tokens
 
     def _token_vectors(self, count: int) -> nn.Parameter:
         """Vectors of new tokens ``[count, input size]``, drawn with the mean and spread of the LLM's input embeddings."""
@@ -110,12 +216,19 @@ class BackboneRecommender(SequentialRecommender):
         return torch.from_numpy(first), torch.from_numpy(row_of.reshape(-1))
 
     def score(self, interaction: Interaction, candidates: Tensor | None) -> Tensor:
-        """Score each row's candidates int64 ``[B, C]``, or, with None, the whole catalogue ``[B, n_items]``."""
+        """Score each row's candidates int64 ``[B, C]``, or, with None, the whole catalog ``[B, n_items]``."""
         raise NotImplementedError
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Score the whole catalogue for each row, ``[B, n_items]``."""
+        """Score the whole catalog for each row, ``[B, n_items]``."""
         return self.score(interaction, None)
+
+    def reset_metrics(self) -> None:
+        """Begin to count anew what :meth:`answer_metrics` reports: nothing, where a model only scores."""
+
+    def answer_metrics(self) -> dict[str, float]:
+        """Figures of the answers since :meth:`reset_metrics`, by name."""
+        return {}
 
     def other_parameter(self) -> dict:
         return {}

@@ -1,15 +1,17 @@
-"""Recommending by a title that the LLM writes: training on the target's title, and answers turned into scores.
+"""Recommending by generation: the LLM generates the title of one of the candidates, which the prompt lists.
 
-Used by the models that have ``recommend_by: generation`` (LLaRA section 3, RSLLM section 3; the candidates are listed in
-the prompt).
+Used by the models that have ``recommend_by: generation`` (LLaRA section 3, RSLLM section 3).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from recbole.config import Config
+from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_llm.backbone.backbone import Backbone
@@ -23,25 +25,30 @@ from recbole_llm.backbone.generation import (
     title_features,
     title_loss,
 )
+from recbole_llm.backbone.text import encode_text
+from recbole_llm.config.settings import select
+from recbole_llm.data.dataset import TextSequentialDataset
+from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidates import shuffled_columns
 from recbole_llm.prompt.batch import PromptBatch
-from recbole_llm.prompt.generation import TitlePrompts
+from recbole_llm.prompt.generation import TitlePrompts, TitlePromptSettings
+from recbole_llm.recommender.form import Form
 
-VectorsOf = Callable[[PromptBatch], Tensor]
+MakeVectors = Callable[[PromptBatch], Tensor]
 
 
-class TitleGenerator:
-    """Asks an LLM for one of the candidates by its title.
+class CandidateGenerator:
+    """Has an LLM generate the title of one of the candidates.
 
-    Three ways to read the answer (``decode``):
+    Three ways to get its choice (``decode``):
 
-    * ``greedy``: the LLM writes freely; its first line, without surrounding quotes and regardless of case, must be a
+    * ``greedy``: the LLM generates freely; the first line, without surrounding quotes and regardless of case, must be a
       candidate's title. An answer that is none is invalid: it ranks last and lowers ValidRatio.
-    * ``constrained``: it can only write a candidate's title, so that every answer is valid.
-    * ``likelihood``: nothing is written; candidates are ranked by the log-probability of their titles per token.
+    * ``constrained``: it can generate a candidate's title only, so that every answer is valid.
+    * ``likelihood``: nothing is generated; candidates are ranked by the log-probability of their titles per token.
 
-    Candidates that share a title share its place, however the answer is read: the tie is drawn, so that a title that
-    belongs to the target and to another item counts in half of the cases. Titles that are cut alike are one title.
+    Candidates that share a title share its place, whatever ``decode`` is: the tie is drawn, so that a title that belongs to
+    the target and to another item counts in half of the cases. Titles that are cut alike are one title.
 
     Args:
         backbone: the LLM.
@@ -52,7 +59,7 @@ class TitleGenerator:
         counts: prompts and tokens are added to it.
 
     Attributes:
-        answered, valid: how many prompts were answered in words since :meth:`reset`, and how many by a candidate's title.
+        answered, valid: how many prompts got an answer since :meth:`reset`, and how many a candidate's title.
         incomplete: how many got no answer.
     """
 
@@ -79,7 +86,7 @@ class TitleGenerator:
         history: np.ndarray,
         lengths: np.ndarray,
         candidates: np.ndarray,
-        vectors_of: VectorsOf,
+        make_vectors: MakeVectors,
         rng: np.random.Generator,
     ) -> Tensor:
         """Cross-entropy per token of the targets' titles and the end token; the prompt is not learned.
@@ -88,14 +95,14 @@ class TitleGenerator:
             history: item ids int64 ``[B, L]``, right padded.
             lengths: int64 ``[B]``.
             candidates: int64 ``[B, C]``, the target in column 0; they are listed in random order.
-            vectors_of: what goes into a batch's slots.
+            make_vectors: gives what goes into a batch's slots.
             rng: draws the order and each row's template.
 
         Returns:
             a scalar.
         """
-        batch, answers = self._lessons(history, lengths, candidates, rng)
-        losses, counts = title_loss(self.backbone, batch, vectors_of(batch), answers, **self.train_cost)
+        batch, answers = self._training_prompts(history, lengths, candidates, rng)
+        losses, counts = title_loss(self.backbone, batch, make_vectors(batch), answers, **self.train_cost)
         return losses.sum() / counts.sum()
 
     def features(
@@ -103,23 +110,23 @@ class TitleGenerator:
         history: np.ndarray,
         lengths: np.ndarray,
         candidates: np.ndarray,
-        vectors_of: VectorsOf,
+        make_vectors: MakeVectors,
         rng: np.random.Generator,
     ) -> TitleFeatures:
         """As :meth:`loss`, row by row, with the mean hidden states of each history and of the title behind it."""
-        batch, answers = self._lessons(history, lengths, candidates, rng)
-        return title_features(self.backbone, batch, vectors_of(batch), answers, **self.train_cost)
+        batch, answers = self._training_prompts(history, lengths, candidates, rng)
+        return title_features(self.backbone, batch, make_vectors(batch), answers, **self.train_cost)
 
-    def item_features(self, items: np.ndarray, vectors_of: VectorsOf) -> Tensor:
+    def item_features(self, items: np.ndarray, make_vectors: MakeVectors) -> Tensor:
         """Mean hidden state of each item alone, float32 ``[N, hidden_size]``. ``items``: internal ids int64 ``[N]``."""
         batch = self.prompts.item_prompts(items)
         self.counts.ask(batch)
-        return pooled_states(self.backbone, batch, vectors_of(batch), **self.train_cost)
+        return pooled_states(self.backbone, batch, make_vectors(batch), **self.train_cost)
 
-    def _lessons(
+    def _training_prompts(
         self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray, rng: np.random.Generator
     ) -> tuple[PromptBatch, list[list[int]]]:
-        """The prompts of a training step and the answers to them, see :meth:`loss`."""
+        """The prompts of a training step and the answers that are learned, see :meth:`loss`."""
         order = rng.permuted(np.tile(np.arange(candidates.shape[1]), (len(candidates), 1)), axis=1)
         template = rng.integers(len(self.prompts.settings.templates), size=len(candidates))
         batch = self.prompts.prompts(history, lengths, np.take_along_axis(candidates, order, axis=1), template)
@@ -127,58 +134,63 @@ class TitleGenerator:
         self.counts.ask(batch, sum(map(len, answers)))
         return batch, answers
 
+    def evaluation_prompts(self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> PromptBatch:
+        """The prompts of an evaluation: candidates int64 ``[B, C]`` are listed in an order that does not depend on columns."""
+        listed = np.take_along_axis(candidates, shuffled_columns(candidates, self.seed), axis=1)
+        return self.prompts.prompts(history, lengths, listed)
+
     @torch.no_grad()
-    def score(self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray, vectors_of: VectorsOf) -> Tensor:
-        """Score candidates, which are listed in an order that says nothing of the column they stand in.
+    def score(self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray, make_vectors: MakeVectors) -> Tensor:
+        """Score candidates int64 ``[B, C]``, whose order has no influence.
 
         Returns:
-            float64 ``[B, C]``: log-probability per token; or 1 for what was answered and 0 for the rest, -inf throughout
-            where the answer is no candidate's title.
+            float64 ``[B, C]``: log-probability per token; or 1 for the candidate that was generated and 0 for the rest, -inf
+            throughout where the answer is no candidate's title.
         """
-        batch = self._questions(history, lengths, candidates)
+        batch = self.evaluation_prompts(history, lengths, candidates)
         self.counts.ask(batch)
-        vectors = vectors_of(batch)
+        vectors = make_vectors(batch)
         distinct, place = np.unique(candidates, return_inverse=True)
         place = place.reshape(candidates.shape)
-        answer_of = self.prompts.answers(distinct)
-        titles = [[answer_of[index] for index in row] for row in place]
+        answers = self.prompts.answers(distinct)
+        titles = [[answers[index] for index in row] for row in place]
         if self.decode == "likelihood":
             # A title that candidates share is scored once: rounding must not decide which of them comes first.
             shared = [list(dict.fromkeys(map(tuple, row))) for row in titles]
             scores, counts = score_titles(self.backbone, batch, vectors, shared, **self.cost)
             per_token = [score / count for score, count in zip(scores, counts, strict=True)]
-            score_of = [dict(zip(row, found, strict=True)) for row, found in zip(shared, per_token, strict=True)]
-            rows = zip(titles, score_of, strict=True)
+            by_title = [dict(zip(row, found, strict=True)) for row, found in zip(shared, per_token, strict=True)]
+            rows = zip(titles, by_title, strict=True)
             return torch.tensor([[found[tuple(title)] for title in row] for row, found in rows], dtype=torch.float64)
 
-        end = answer_of[0][-1]
+        end = answers[0][-1]
         tries = None
         if self.decode == "constrained":
             tries = [TitleTrie([title[:-1] for title in row], end) for row in titles]
         longest = [max(map(len, row)) for row in titles]
-        answers = greedy(self.backbone, batch, vectors, longest, [end], **self.cost, tries=tries)
-        return self.scores_of([self._text(answer) for answer in answers], candidates)
+        generated = greedy(self.backbone, batch, vectors, longest, [end], **self.cost, tries=tries)
+        return self.score_answers([self._decode(tokens) for tokens in generated], candidates)
 
-    def text_prompts(self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> list[str]:
+    def prompt_texts(self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> list[str]:
         """The prompts of :meth:`score` as texts, for an LLM elsewhere."""
-        batch = self._questions(history, lengths, candidates)
+        batch = self.evaluation_prompts(history, lengths, candidates)
         return [
-            self._text(batch.tokens[start:end]) for start, end in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)
+            self._decode(batch.tokens[start:end]) for start, end in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)
         ]
 
-    def scores_of(self, answers: Sequence[str | None], candidates: np.ndarray) -> Tensor:
-        """Scores of candidates int64 ``[B, C]`` from what was answered; None where there is no answer, which ranks last.
+    def score_answers(self, answers: Sequence[str | None], candidates: np.ndarray) -> Tensor:
+        """Scores of candidates int64 ``[B, C]`` from the LLM's answers; None where there is no answer, which ranks last.
 
         Returns:
             float64 ``[B, C]``, see :meth:`score`.
         """
         distinct, place = np.unique(candidates, return_inverse=True)
         place = place.reshape(candidates.shape)
-        name_of = [self.read(self._text(answer)) for answer in self.prompts.answers(distinct)]
+        titles = [self.title_in(self._decode(tokens)) for tokens in self.prompts.answers(distinct)]
         scores = np.full(candidates.shape, -np.inf)
         for row, answer in enumerate(answers):
-            said = None if answer is None else self.read(answer)
-            hits = np.array([name_of[index] == said for index in place[row]])
+            named = None if answer is None else self.title_in(answer)
+            hits = np.array([titles[index] == named for index in place[row]])
             if hits.any():
                 scores[row] = hits
         self.answered += sum(answer is not None for answer in answers)
@@ -186,22 +198,129 @@ class TitleGenerator:
         self.valid += int(np.isfinite(scores[:, 0]).sum())
         return torch.from_numpy(scores)
 
-    def _questions(self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> PromptBatch:
-        """The prompts of an evaluation: candidates in an order that says nothing of the column they stand in."""
-        listed = np.take_along_axis(candidates, shuffled_columns(candidates, self.seed), axis=1)
-        return self.prompts.prompts(history, lengths, listed)
-
-    def _text(self, tokens: Sequence[int]) -> str:
+    def _decode(self, tokens: Sequence[int]) -> str:
         return self.backbone.tokenizer.decode(tokens, skip_special_tokens=True)
 
     @staticmethod
-    def read(text: str) -> str:
+    def title_in(answer: str) -> str:
         """The title that an answer names: its first line without surrounding quotes and spaces, in lower case."""
-        line = text.strip().split("\n")[0]
+        line = answer.strip().split("\n")[0]
         return line.strip().strip("\"'“”‘’").strip().casefold()
 
     def metrics(self) -> dict[str, float]:
         """ValidRatio over the answers since :meth:`reset`, and how many are missing where some are; empty where nothing
-        was answered in words."""
+        was generated."""
         found = {"validratio": self.valid / self.answered} if self.answered else {}
         return found | ({"incomplete": float(self.incomplete)} if self.incomplete else {})
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What the form reads; each field is the key of the same name."""
+
+    backbone: str
+    title_prompts: list[str] | None
+    title_words: list[str]
+    train_candidates: int
+    decode: str
+    history_length: int
+    max_prompt_tokens: int | None
+    max_item_tokens: int
+
+
+class GenerationForm(Form):
+    """The prompt lists a history and candidates; the LLM generates a title, and is trained on the target's.
+
+    Attributes:
+        generator: asks the LLM.
+    """
+
+    loss_names = ("title",)
+    protocol = "generation"
+
+    def __init__(self, model, config: Config, dataset: TextSequentialDataset) -> None:
+        super().__init__(model, config, dataset)
+        self.settings = select(GenerationSettings, config)
+
+    def prepare(self) -> None:
+        settings, backbone = self.settings, self.model.backbone
+        backbone.require_output_head(settings.backbone, "write titles")
+        templates = settings.title_prompts or []
+        if not templates or len(settings.title_words) != 3:
+            raise UserError("title_prompts needs a template, and title_words three words: item, to buy, bought.")
+        for place, word in zip(("{item}", "{verb}", "{past}"), settings.title_words, strict=True):
+            templates = [template.replace(place, word) for template in templates]
+        self._templates, self._end = templates, backbone.tokenizer.eos_token_id
+        if self._end is None:
+            raise UserError("backbone: its tokenizer has no end-of-text token, which ends a title; choose another LLM.")
+        self.generator = CandidateGenerator(
+            backbone,
+            self._prompts(),
+            settings.decode,
+            self.model.seed,
+            self.model.encoder.settings,
+            self.model.encoder.counts,
+        )
+
+    def _prompts(self) -> TitlePrompts:
+        settings, backbone = self.settings, self.model.backbone
+        return TitlePrompts(
+            lambda texts: encode_text(backbone.tokenizer, texts),
+            self.dataset.item_texts,
+            TitlePromptSettings(
+                templates=self._templates,
+                history_length=settings.history_length,
+                max_prompt_tokens=settings.max_prompt_tokens or backbone.context_length,
+                max_item_tokens=settings.max_item_tokens,
+                item_vectors=self.model.has_item_vectors,
+                user_vector=self.model.has_user_vector,
+                context_length=backbone.context_length,
+                marker=self.model.has_marker,
+            ),
+            prefix_ids=backbone.prefix_ids,
+            end_id=self._end,
+        )
+
+    @property
+    def prompts(self) -> TitlePrompts:
+        """Builds prompts and the answers to them."""
+        return self.generator.prompts
+
+    def build_prompts(self) -> None:
+        self.generator.prompts = self._prompts()
+
+    def training_inputs(self, interaction: Interaction) -> tuple[np.ndarray, np.ndarray, np.ndarray, MakeVectors]:
+        """Of B rows the histories int64 ``[B, L]``, their lengths ``[B]``, ``train_candidates`` candidates each, the target in
+        column 0, and what goes into the prompts' slots."""
+        candidates = self.model.training_candidates(interaction, self.settings.train_candidates - 1)
+        return *self.model.history_items(interaction), candidates, self._make_vectors(interaction)
+
+    def _make_vectors(self, interaction: Interaction) -> MakeVectors:
+        users = self.model.user_inputs(interaction)
+        return lambda batch: self.model.vectors(batch, None, users)
+
+    def loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
+        """Cross-entropy of the target's title, the candidates listed in the prompt."""
+        return (self.generator.loss(*self.training_inputs(interaction), self.model.rng),)
+
+    @torch.no_grad()
+    def score(self, interaction: Interaction, candidates: Tensor | None) -> Tensor:
+        """Score each row's candidates by the LLM's answer: float64 ``[B, C]``, see :meth:`CandidateGenerator.score`.
+
+        Raises:
+            UserError: no candidates.
+        """
+        if candidates is None:
+            raise UserError("recommend_by: generation chooses among listed candidates: full ranking needs retrieval.")
+        make_vectors = self._make_vectors(interaction)
+        return self.generator.score(*self.model.history_items(interaction), candidates.cpu().numpy(), make_vectors)
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        raise UserError("recommend_by: generation needs each user's candidates together: compare by run_recbole_llm.py.")
+
+    def reset(self) -> None:
+        self.generator.reset()
+
+    def metrics(self) -> dict[str, float]:
+        """ValidRatio of the answers since :meth:`reset`."""
+        return self.generator.metrics()

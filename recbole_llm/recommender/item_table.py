@@ -1,4 +1,4 @@
-"""Item representations, computed once per set of weights and only where somebody asks."""
+"""Item representations, computed once per set of weights and only when needed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class ItemTable:
     """A cache of item representations that empties itself when the weights they came from change.
 
     Every in-place change of a parameter (an optimizer step, loading a checkpoint) raises the version that PyTorch
-    keeps of it, so that no caller has to remember to invalidate the table. Fused optimizers alone leave it as it is: whoever
+    keeps of it, so that no caller has to remember to invalidate the table. Fused optimizers alone leave it as it is: code that
     uses one calls ``torch.autograd.graph.increment_version`` after its step, as the trainer does.
 
     Args:
         encode: internal item ids int64 ``[n]`` -> representations ``[n, d']``.
         parameters: those that ``encode`` depends on and that may change.
-        items: size of the catalogue, padding included.
+        items: size of the catalog, padding included.
 
     Attributes:
         encoded: how many items have been encoded since the table was made; counts work, for tests and benchmarks.

@@ -1,7 +1,8 @@
-"""A-LLMRec's stage 1 (Kim et al., KDD 2024): one item vector that knows both who bought the item and what it is called.
+"""Alignment of item vectors with text vectors: one joint vector for who bought an item and what it is called.
 
-It is trained before the recommender that uses it, from tensors alone: the teacher's vectors, the texts' vectors and,
-for each training sequence, the teacher's user representation and the item that came next.
+Stage 1 of Sein Kim et al., "Large Language Models meet Collaborative Filtering", KDD 2024, section 4.1. It is
+trained before the recommender that uses it, from tensors alone: the teacher's vectors, the texts' vectors and, for each
+training sequence, the teacher's user representation and the item that came next.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class AlignmentOutput(NamedTuple):
 
 
 class ItemAlignment(nn.Module):
-    """Two auto-encoders with one latent space: Linear and sigmoid there, Linear back (A-LLMRec's public code).
+    """Two auto-encoders with one latent space: Linear and sigmoid there, Linear back (the paper's public code).
 
     Args:
         item_size: width d of the teacher's item vectors.
@@ -59,17 +60,6 @@ class ItemAlignment(nn.Module):
     def joint(self, item_vectors: Tensor) -> Tensor:
         """The joint vectors of items that the teacher knows: ``[..., d]`` to ``[..., latent size]``, each in (0, 1)."""
         return self.item_encoder(item_vectors)
-
-    def joint_of_text(self, text_vectors: Tensor) -> Tensor:
-        """The joint vectors of items by their texts alone, for those that the teacher has hardly seen.
-
-        Args:
-            text_vectors: ``[..., t]``.
-
-        Returns:
-            ``[..., latent size]``.
-        """
-        return self.text_encoder(text_vectors)
 
     def forward(self, item_vectors: Tensor, text_vectors: Tensor) -> AlignmentOutput:
         """Encode and decode ``[..., d]`` item vectors and ``[..., t]`` text vectors."""
@@ -89,7 +79,7 @@ def draw_negatives(
     Args:
         positives: next items, int64 ``[N]``.
         histories: items not to draw, 0 = padding, int64 ``[N, L]``; None: only the next item is not drawn.
-        items: size of the catalogue with item 0, the padding; at least 3.
+        items: size of the catalog with item 0, the padding; at least 3.
         generator: source of randomness.
 
     Returns:
@@ -102,7 +92,7 @@ def draw_negatives(
         if len(again) == 0:
             return negatives
         negatives[again] = generator.integers(1, items, len(again))
-    # Who is left has most of the catalogue: list what remains.
+    # Who is left has most of the catalog: list what remains.
     for row in np.flatnonzero((known == negatives[:, None]).any(axis=1)):
         free = np.setdiff1d(np.arange(1, items), known[row])
         if len(free) == 0:
@@ -129,7 +119,7 @@ def train_alignment(
     progress: Callable[[int, dict[str, float]], None] | None = None,
     checkpoint: str | Path | None = None,
 ) -> ItemAlignment:
-    """Train the auto-encoders of A-LLMRec's stage 1.
+    """Train the two auto-encoders.
 
     One row is one training sequence: the paper and its public code take the last position of each user's. Each epoch
     goes through the rows in a new order and draws a new negative for each.
@@ -233,7 +223,7 @@ def _check(
 ) -> None:
     items, rows = len(teacher_vectors), len(users)
     if items < 3:
-        raise ValueError(f"negatives need a catalogue of at least 2 items beside the padding, not {items - 1}")
+        raise ValueError(f"negatives need a catalog of at least 2 items beside the padding, not {items - 1}")
     if len(text_vectors) != items:
         raise ValueError(f"there are {items} item vectors and {len(text_vectors)} text vectors")
     if users.shape[1:] != teacher_vectors.shape[1:]:

@@ -1,26 +1,63 @@
-"""Training ST2SI on one dataset, and pre-training its LLM on several."""
+"""Training of a linear head over an LLM, tuned or not: the next item's ID is read from a hidden state.
+
+Reference:
+    Jianyang Zhai et al., "Learning Transition Patterns by Large Language Models for Sequential Recommendation", 2025.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from recbole.config import Config
-from torch import nn
 
+from recbole_llm.config.settings import select
+from recbole_llm.recommender.base import Recommender
 from recbole_llm.trainer.trainer import LLMTrainer
 
+HEAD_ALONE, HEAD_ON_PRETRAINED, WITH_LLM = 3e-4, 1e-4, 5e-5  # the paper's learning rates, appendix A.3
 
-class ST2SITrainer(LLMTrainer):
-    """Adds the paper's learning rates, the order of the items of the ID alignment, and the accuracy of W after training."""
+
+@runtime_checkable
+class HeadRecommender(Recommender, Protocol):
+    """What this trainer needs of a model beside the rest.
+
+    Attributes:
+        foundation: what the LLM was pre-trained to on other datasets (``folder``, ``sha256``); None where it was not.
+        epoch_steps: training steps in an epoch, set by the trainer.
+        id_alignment: whether an item's text alone is trained to mean its ID.
+    """
+
+    foundation: Any
+    epoch_steps: int
+    id_alignment: bool
+
+    def id_accuracy(self) -> dict[str, float]:
+        """Share of the items whose text means their own ID, by the metric's name."""
+
+    def save_head(self, folder: Path, foundation: str | None = None) -> None:
+        """Write the head to ``folder``. ``foundation``: identity of the LLM's weights where these are kept elsewhere."""
+
+
+@dataclass(frozen=True)
+class HeadTrainingSettings:
+    """What this trainer reads beside the rest; each field is the key of the same name."""
+
+    learning_rate: float | None
+
+
+class LinearHeadTrainer(LLMTrainer):
+    """Adds the paper's learning rates where none is given, the order of the items of the ID alignment, and the accuracy of
+    that alignment after training."""
 
     predicts_probabilities = False
 
-    def __init__(self, config: Config, model: nn.Module) -> None:
-        if config["learning_rate"] is None:  # appendix A.3
-            head_alone = 3e-4 if model.foundation is None else 1e-4
-            config["learning_rate"] = head_alone if model.backbone.frozen else 5e-5
+    def __init__(self, config: Config, model: HeadRecommender) -> None:
+        if select(HeadTrainingSettings, config).learning_rate is None:
+            alone = HEAD_ALONE if model.foundation is None else HEAD_ON_PRETRAINED
+            config["learning_rate"] = alone if model.backbone.frozen else WITH_LLM
         super().__init__(config, model)
 
     def _train_step(self, train_data, interaction, steps_per_epoch: int, accumulation: int) -> np.ndarray:
@@ -37,7 +74,7 @@ class ST2SITrainer(LLMTrainer):
     def _save_best(self, folder: Path) -> None:
         super()._save_best(folder)
         if self.model.backbone.frozen:  # else the head belongs to the LLM that was tuned with it
-            self.model.save_head(folder / "heads" / self.config["dataset"])
+            self.model.save_head(folder / "heads" / self.settings.dataset)
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint says of itself."""

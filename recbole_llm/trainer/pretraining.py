@@ -1,11 +1,11 @@
-"""The foundation of ST2SI: an LLM trained on several source datasets at once, for heads of other datasets to stand on.
+"""Pre-training of a foundation: an LLM trained on several source datasets at once, for heads of other datasets.
 
-Every source has its own head W over one LLM and one query token (Zhai et al. 2025, section 4.3.1 and appendix B). A
+Every source has its own linear head over one LLM and one query token (Zhai et al. 2025, section 4.3.1 and appendix B). A
 foundation is kept like a teacher: the same sources, settings, LLM and seed find it again::
 
-    saved/ST2SI-food+cell-seed2020-1f3c.../
+    saved/<model>-food+cell-seed2020-1f3c.../
         recbole_llm.json       what it is
-        model.safetensors      weights of the LLM that were trained, LoRA multiplied out, and [Q]
+        model.safetensors      weights of the LLM that were trained, LoRA multiplied out, and the query token's vector
         heads/<dataset>/       head of each source, for the key head
         training/              an unfinished training (removed when it ends)
 """
@@ -15,11 +15,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,12 +32,12 @@ from recbole_llm import checkpoint
 from recbole_llm.backbone.backbone import Backbone
 from recbole_llm.backbone.load import fetch_backbone
 from recbole_llm.backbone.lora import load_weights, trained_weights
-from recbole_llm.config.settings import make_config
+from recbole_llm.config.settings import make_config, select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.evaluate import evaluate_ranking, sample_rows
 from recbole_llm.teacher.stock import settings_of
-from recbole_llm.trainer.linear_head import ST2SITrainer
+from recbole_llm.trainer.linear_head import HeadRecommender, LinearHeadTrainer
 
 # Keys of a run that speak of the target's training; pre-training has the defaults, and what pre-train_settings say.
 NOT_CARRIED = frozenset(
@@ -46,6 +46,61 @@ NOT_CARRIED = frozenset(
     "learning_rate_min warmup_steps eval_step stopping_step merge_adapter results_file per_user_file resume".split()
 )
 WHAT_AN_LLM_IS = ("source", "name", "sha256", "revision", "architecture", "layers")
+
+
+@dataclass(frozen=True)
+class PretrainingSettings:
+    """What pre-training reads of a run, and of the configuration of each source; each field is the key of the same name."""
+
+    model: str
+    dataset: str
+    seed: int
+    device: torch.device
+    checkpoint_dir: str
+    resume: bool
+    show_progress: bool
+    pretrained: str | None
+    pretrain_datasets: list[str] | None
+    backbone_layers: int | None
+    backbone_dtype: str
+    backbone_quantization: str | None
+    valid_users: int | None
+    valid_items: int | None
+    eval_batch_rows: int
+
+
+class SourceRecommender(HeadRecommender, Protocol):
+    """What pre-training needs of a source's model. Its class also takes ``shared``, a model whose LLM and query it shares.
+
+    Attributes:
+        query: vector of the query token, ``[1, input size]``.
+        seed: the run's seed.
+    """
+
+    query: nn.Parameter
+    seed: int
+
+    def query_losses(self, interaction: Interaction) -> tuple[Tensor, ...]:
+        """The loss at each query token of B rows, ``[P]`` each, of the next items and, under ``id_alignment``, of items."""
+
+    def alignment_losses(self) -> Tensor:
+        """The losses of the step's items alone, ``[n]``."""
+
+    def rank_targets(self, interaction: Interaction, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """How many items score above each row's target int64 ``[B]``, and how many others the same."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset of a pre-training, its configuration and its model."""
+
+    config: Config
+    dataset: TextSequentialDataset
+    model: SourceRecommender
+
+    @property
+    def name(self) -> str:
+        return self.config["dataset"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +121,7 @@ class Foundation:
         return self.record["sha256"]
 
     def load_into(self, backbone: Backbone, query: nn.Parameter) -> None:
-        """Put the weights into an LLM of the same kind, and [Q] into ``query``.
+        """Put the weights into an LLM of the same kind, and the query token's vector into ``query``.
 
         Raises:
             UserError: it was made of another LLM, or cannot be read.
@@ -93,23 +148,23 @@ def obtain_foundation(config: Config) -> Foundation | None:
     Raises:
         UserError: a folder that holds no foundation, or settings that make no sense.
     """
-    configs = source_configs(config)
-    if config["pretrained"]:
-        return _load(Path(config["pretrained"]))
+    settings, configs = select(PretrainingSettings, config), source_configs(config)
+    if settings.pretrained:
+        return _load(Path(settings.pretrained))
     if not configs:
         return None
     datasets = [TextSequentialDataset(source).build()[0] for source in configs]
-    settings = [settings_of(source, "pre-training") for source in configs]
-    llm = [fetch_backbone(config), config["backbone_layers"], config["backbone_dtype"]]
-    identity = [settings, [_identity(dataset) for dataset in datasets], llm]
+    of_sources = [settings_of(source, "pre-training") for source in configs]
+    llm = [fetch_backbone(config), settings.backbone_layers, settings.backbone_dtype]
+    identity = [of_sources, [_identity(dataset) for dataset in datasets], llm]
     digest = hashlib.sha256(json.dumps(identity, default=str, sort_keys=True).encode()).hexdigest()[:10]
-    names = "+".join(config["pretrain_datasets"])
-    folder = Path(config["checkpoint_dir"]) / f"{config['model']}-{names}-seed{config['seed']}-{digest}"
+    names = "+".join(settings.pretrain_datasets)
+    folder = Path(settings.checkpoint_dir) / f"{settings.model}-{names}-seed{settings.seed}-{digest}"
     if checkpoint.exists(folder):
         getLogger().info(f"Foundation: using the LLM in {folder}, pre-trained on {names}")
     else:
         getLogger().info(f"Foundation: pre-training the LLM on {names} now; it will be kept in {folder}")
-        _pretrain(folder, configs, datasets, bool(config["resume"]))
+        _pretrain(folder, configs, datasets, bool(settings.resume))
     return _load(folder)
 
 
@@ -119,10 +174,11 @@ def source_configs(config: Config) -> list[Config]:
     Raises:
         UserError: an unknown dataset or setting, or a pre-training that would not train the LLM.
     """
-    names = config["pretrain_datasets"] or []
-    if names and config["pretrained"]:
+    settings = select(PretrainingSettings, config)
+    names = settings.pretrain_datasets or []
+    if names and settings.pretrained:
         raise UserError("pretrained names an LLM that was pre-trained before: leave pretrain_datasets unset.")
-    if (names or config["pretrained"]) and config["backbone_quantization"]:
+    if (names or settings.pretrained) and settings.backbone_quantization:
         raise UserError("backbone_quantization: a pre-trained LLM's weights are not quantized; leave it unset.")
     if len(set(names)) < len(names):
         raise UserError(f"pretrain_datasets: {names} names a dataset twice.")
@@ -157,35 +213,36 @@ def _load(folder: Path) -> Foundation:
 
 def _pretrain(folder: Path, configs: Sequence[Config], datasets: Sequence[TextSequentialDataset], resume: bool) -> None:
     """Train the LLM on all sources and write the foundation."""
-    model_class = get_model(configs[0]["model"])
-    models = []
-    for source, dataset in zip(configs, datasets, strict=True):
-        models.append(model_class(source, dataset, shared=models[0] if models else None))
-    model = SourceModels(models).to(configs[0]["device"])
+    settings = select(PretrainingSettings, configs[0])
+    model_class = get_model(settings.model)
+    sources: list[Source] = []
+    for config, dataset in zip(configs, datasets, strict=True):
+        shared = sources[0].model if sources else None
+        sources.append(Source(config, dataset, model_class(config, dataset, shared=shared)))
+    model = SourceModels(sources).to(settings.device)
     trainer = PretrainingTrainer(configs[0], model)
     trainer.saved_model_file = str(folder / "training")
     if resume and trainer.can_resume(trainer.saved_model_file):
         trainer.resume_checkpoint(trainer.saved_model_file)
     rows = SourceRows(datasets)
-    _, result = trainer.fit(rows, rows, show_progress=configs[0]["show_progress"])
+    _, result = trainer.fit(rows, rows, show_progress=settings.show_progress)
     trainer.load_weights(trainer.saved_model_file)
 
-    weights = trained_weights(model.backbone)
-    sha256 = digest_of({**weights, "query": models[0].query})
+    weights, query = trained_weights(model.backbone), sources[0].model.query
+    sha256 = digest_of({**weights, "query": query})
     record = {
         "kind": "foundation",
-        "model": configs[0]["model"],
-        "datasets": [source["dataset"] for source in configs],
+        "model": settings.model,
+        "datasets": [source.name for source in sources],
         "fingerprint": model.fingerprint,
-        "seed": configs[0]["seed"],
+        "seed": settings.seed,
         "backbone": model.backbone.identity,
         "sha256": sha256,
         "train_seconds": trainer.train_seconds,
         "valid_result": result,
     }
-    for source in models:
-        source.save_head(folder / "heads" / source._config["dataset"], foundation=sha256)
-    checkpoint.write(folder, record, {**weights, "query": models[0].query})
+    model.save_head(folder / "heads", foundation=sha256)
+    checkpoint.write(folder, record, {**weights, "query": query})
     shutil.rmtree(folder / "training", ignore_errors=True)
 
 
@@ -207,34 +264,41 @@ class SourceRows:
 
 
 class SourceModels(nn.Module):
-    """Models of several datasets over one LLM, as one model for the trainer.
+    """Models of several datasets over one LLM, as one :class:`~recbole_llm.recommender.base.Recommender`.
 
-    A batch holds rows of all sources in proportion to their sizes; its loss is the mean over all its query tokens.
+    A row of an Interaction names its ``source`` and its ``row`` among the training rows there (:class:`SourceRows`). A batch
+    holds rows of all sources in proportion to their sizes; its loss is the mean over all its query tokens.
 
     Args:
-        models: one for each source; they share the encoder and the query token.
+        sources: their models share the encoder and the query token.
     """
 
-    teacher = foundation = None
-    recommend_by = "retrieval"
+    teacher = teacher_run = foundation = None
     id_alignment = False  # its accuracy is no figure of a pre-training
 
-    def __init__(self, models: Sequence[nn.Module]) -> None:
+    def __init__(self, sources: Sequence[Source]) -> None:
         super().__init__()
-        self.models = nn.ModuleList(models)
-        self.loss_names = tuple(model._config["dataset"] for model in models)
-        self.fingerprint = "+".join(model.fingerprint for model in models)
+        self.sources = sources
+        self.models = nn.ModuleList(source.model for source in sources)
+        self.loss_names = tuple(source.name for source in sources)
+        self.fingerprint = "+".join(model.fingerprint for model in self.models)
         self.progress, self.epoch_steps = 0.0, 1
-
-    @property
-    def encoder(self):
-        """Runs prompts through the LLM that the models share."""
-        return self.models[0].encoder
+        self.rng = np.random.default_rng(self.models[0].seed)
 
     @property
     def backbone(self) -> Backbone:
         """The LLM that the models share."""
-        return self.encoder.backbone
+        return self.models[0].backbone
+
+    @property
+    def backbones(self) -> Mapping[str, Backbone]:
+        """Every LLM by name."""
+        return self.models[0].backbones
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens given to the LLM so far."""
+        return self.models[0].tokens_read
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Everything that training moves, by name."""
@@ -247,40 +311,86 @@ class SourceModels(nn.Module):
             model.seed_step(step)
         self.rng = np.random.default_rng([self.models[0].seed, step])
 
+    def _by_source(self, interaction: Interaction) -> Iterator[tuple[SourceRecommender, Tensor, Interaction]]:
+        """Each source's model, which rows are its own, bool ``[B]``, and these rows as it reads them."""
+        for number, source in enumerate(self.sources):
+            own = (interaction["source"] == number).cpu()
+            rows = source.dataset.inter_feat[interaction["row"].cpu()[own]]
+            yield source.model, own, rows.to(source.model.query.device)
+
     def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
         """The part of each source in the mean loss over all query tokens of a batch."""
         parts = []
-        for number, model in enumerate(self.models):
-            rows = interaction["row"][interaction["source"] == number].cpu()
-            losses = list(model.query_losses(model._dataset.inter_feat[rows].to(model.query.device))) if len(rows) else []
+        for model, _, rows in self._by_source(interaction):
+            losses = list(model.query_losses(rows)) if len(rows) else []
             if not losses and model.id_alignment:
                 losses = [model.alignment_losses()]
             parts.append(torch.cat(losses) if losses else model.query.new_zeros(0))
         total = sum(map(len, parts))
         return tuple(part.sum() / total for part in parts)
 
+    def score(self, interaction: Interaction, candidates: Tensor | None) -> Tensor:
+        """Score each row's candidates int64 ``[B, C]``, items of its own source: ``[B, C]``.
 
-class PretrainingTrainer(ST2SITrainer):
+        Raises:
+            UserError: no candidates: the sources have no catalog in common.
+        """
+        if candidates is None:
+            raise UserError("pretrain_datasets: the sources have no catalog in common; rank each by its own model.")
+        scores = torch.empty(candidates.shape)
+        for model, own, rows in self._by_source(interaction):
+            if own.any():
+                scores[own] = model.score(rows, candidates[own]).cpu()
+        return scores
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Score the item of each row, ``[B]``."""
+        scores = torch.empty(len(interaction))
+        for model, own, rows in self._by_source(interaction):
+            if own.any():
+                scores[own] = model.predict(rows).cpu()
+        return scores
+
+    def reset_metrics(self) -> None:
+        """Nothing is counted."""
+
+    def answer_metrics(self) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def id_accuracy(self) -> dict[str, float]:
+        """Share of the items whose text means their own ID, by source and name."""
+        return {
+            f"{source.name}/{name}": value for source in self.sources for name, value in source.model.id_accuracy().items()
+        }
+
+    def save_head(self, folder: Path, foundation: str | None = None) -> None:
+        """Write each source's head to a folder of its name in ``folder``."""
+        for source in self.sources:
+            source.model.save_head(folder / source.name, foundation)
+
+
+class PretrainingTrainer(LinearHeadTrainer):
     """Trains one LLM on several datasets; a validation's metrics are their means over the datasets."""
 
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """Validate on every dataset; ``eval_data`` is not read."""
         self.model.eval()
         results = []
-        for source in self.model.models:
-            split, config = source._dataset.splits["valid"], source._config
-            rows = sample_rows(split, config["valid_users"], config["seed"])
+        for source in self.model.sources:
+            settings, split = select(PretrainingSettings, source.config), source.dataset.splits["valid"]
+            rows = sample_rows(split, settings.valid_users, settings.seed)
             results.append(
                 evaluate_ranking(
-                    source.score,
+                    source.model.score,
                     split,
-                    config,
+                    source.config,
                     "valid",
                     rows=rows,
-                    pool=config["valid_items"],
+                    pool=settings.valid_items,
                     progress=show_progress,
-                    eval_batch_rows=config["eval_batch_rows"],
-                    rank_targets=source.rank_targets,
+                    eval_batch_rows=settings.eval_batch_rows,
+                    rank_targets=source.model.rank_targets,
                 ).metrics
             )
         return {name: float(np.mean([metrics[name] for metrics in results])) for name in results[0]}

@@ -9,12 +9,34 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
+
+from recbole.config import Config
 
 from recbole_llm import checkpoint
-from recbole_llm.trainer.stages import PARTS, stages_to_run
+from recbole_llm.config.settings import select
+from recbole_llm.recommender.base import Recommender
+from recbole_llm.trainer.checkpoint import has_training_state
+from recbole_llm.trainer.stages import StageSettings, stages_to_run
 from recbole_llm.trainer.trainer import LLMTrainer
+
+
+@runtime_checkable
+class StagedRecommender(Recommender, Protocol):
+    """What training in stages needs of a model beside the rest.
+
+    Attributes:
+        stage: number of the present stage, from 0.
+        parts: what a stage may train: patterns of parameters' names (``*`` for any text) by the part's name.
+    """
+
+    stage: int
+    parts: Mapping[str, tuple[str, ...]]
+
+    def enter_stage(self, number: int, vectors: bool) -> None:
+        """Get ready for stage ``number``, on prompts with or without the teacher's vectors."""
 
 
 class StagedTrainer(LLMTrainer):
@@ -25,8 +47,8 @@ class StagedTrainer(LLMTrainer):
         model: the recommender.
     """
 
-    def __init__(self, config, model) -> None:
-        self.stages = stages_to_run(config)
+    def __init__(self, config: Config, model: StagedRecommender) -> None:
+        self.stages = stages_to_run(select(StageSettings, config), model.parts)
         super().__init__(config, model)
 
     @property
@@ -46,7 +68,7 @@ class StagedTrainer(LLMTrainer):
                 self.load_weights(own)
                 seconds += checkpoint.read_record(own)["train_seconds"]
                 continue
-            if resumed and super().can_resume(own):
+            if resumed and has_training_state(own):
                 super().resume_checkpoint(own)
             if verbose:
                 self.logger.info(f"Stage {number + 1} of {len(self.stages)}, {stage['name']}: trains {stage['trains']}")
@@ -64,8 +86,9 @@ class StagedTrainer(LLMTrainer):
     def _enter(self, number: int, stage: Mapping[str, Any]) -> None:
         """Make the model and this trainer ready for a stage, as if nothing had been trained but the weights."""
         self.model.enter_stage(number, stage["vectors"])
+        patterns = [pattern for part in stage["trains"] for pattern in self.model.parts[part]]
         for name, parameter in self.model.trained_parameters().items():
-            parameter.requires_grad_(any(PARTS[part](name) for part in stage["trains"]))
+            parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
         self.epochs, self.learning_rate = stage["epochs"], stage["learning_rate"]
         self.optimizer = self._build_optimizer()
         self.step, self.best_step, self.cur_step = 0, -1, 0

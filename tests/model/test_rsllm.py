@@ -10,17 +10,19 @@ from torch.nn import functional
 
 from recbole_llm import cli
 from recbole_llm.config.schema import load_yaml
+from recbole_llm.config.settings import select
 from recbole_llm.errors import UserError
+from recbole_llm.model.rsllm import RSLLM
 from recbole_llm.prompt.batch import MARKER_TOKEN, SLOT_TOKEN
 from recbole_llm.quick_start import configure
-from recbole_llm.trainer.stages import stages_to_run
+from recbole_llm.trainer.stages import StageSettings, stages_to_run
 
-BY_TITLE = {"recommend_by": "generation", "protocol": "generation", "train_candidates": 5, "lora_dropout": 0.0}
+BY_GENERATION = {"recommend_by": "generation", "protocol": "generation", "train_candidates": 5, "lora_dropout": 0.0}
 LORA, TOKENS, MAPPING = {"lora"}, {"id_embedding", "marker"}, {"item_projection"}
 
 
 def rsllm(make_model, **settings):
-    return make_model("RSLLM", **{**BY_TITLE, "recompute_activations": False, **settings})
+    return make_model("RSLLM", **{**BY_GENERATION, "recompute_activations": False, **settings})
 
 
 def rows_of(split, count=4):
@@ -52,7 +54,7 @@ def spelled(model, batch, row):
 def test_every_item_of_a_prompt_has_a_marker_and_an_id_and_the_answer_has_none(make_model):
     _, model, splits = rsllm(make_model)
     titles = splits["train"].item_texts
-    prompts = model.titles.prompts
+    prompts = model.form.prompts
     batch = prompts.prompts(np.array([[3, 7, 0]]), np.array([2]), np.array([[5, 9, 4]]))
     text = spelled(model, batch, 0)
     history, listed = (", ".join(f'"{titles[item]}"[DSR][ID]' for item in items) for items in ([3, 7], [5, 9, 4]))
@@ -96,7 +98,7 @@ def test_losses_equal_those_of_the_plain_llm(make_model, recompute):
     model.seed_step(3)
     candidates = model.training_candidates(rows, 4)
     order = model.rng.permuted(np.tile(np.arange(5), (4, 1)), axis=1)
-    prompts = model.titles.prompts
+    prompts = model.form.prompts
     batch = prompts.prompts(*model.history_items(rows), np.take_along_axis(candidates, order, axis=1))
     answers, alone = prompts.answers(candidates[:, 0]), prompts.item_prompts(candidates[:, 0])
 
@@ -166,9 +168,9 @@ def test_ablations(make_model, settings, stage, reached, losses):
 def test_without_text_an_item_is_called_by_its_number(make_model):
     _, model, splits = rsllm(make_model, item_representation="id")
     number = splits["train"].id2token("item_id", 3)
-    assert spelled(model, model.titles.prompts.item_prompts(np.array([3])), 0).strip() == f'"{number}"[DSR][ID]'
-    answer = model.titles.prompts.answers(np.array([3]))[0]
-    assert model.titles.read(model.backbone.tokenizer.decode(answer, skip_special_tokens=True)) == number
+    assert spelled(model, model.form.prompts.item_prompts(np.array([3])), 0).strip() == f'"{number}"[DSR][ID]'
+    answer = model.form.prompts.answers(np.array([3]))[0]
+    assert model.form.generator.title_in(model.backbone.tokenizer.decode(answer, skip_special_tokens=True)) == number
 
 
 def test_losses_of_an_ablation_are_those_of_the_whole(make_model):
@@ -268,4 +270,5 @@ def test_the_settings_of_the_readmes_table():
         "RSLLM:stage_2": {"run_stages"},
     }
     for name in changed:
-        assert sum(stage["epochs"] for stage in stages_to_run(rows[name])) == 2, "each row is trained as long"
+        stages = stages_to_run(select(StageSettings, rows[name]), RSLLM.parts)
+        assert sum(stage["epochs"] for stage in stages) == 2, "each row is trained as long"

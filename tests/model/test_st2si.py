@@ -1,12 +1,6 @@
 """ST2SI: its loss and prompts, its ablations, stored states, heads, pre-training, and runs through the command line."""
 
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +19,10 @@ from recbole_llm.errors import UserError
 from recbole_llm.evaluation.evaluate import evaluate_ranking
 from recbole_llm.model.st2si import ST2SI
 from recbole_llm.recommend import load
-from recbole_llm.trainer.pretraining import PretrainingTrainer, source_configs
+from recbole_llm.recommender.base import Recommender
+from recbole_llm.trainer.linear_head import HeadRecommender
+from recbole_llm.trainer.pretraining import PretrainingTrainer, Source, SourceModels, SourceRows, source_configs
 
-ROOT = Path(__file__).parents[2]
 FULL = {
     "protocol": "full",
     "eval_args": {"mode": "full"},
@@ -255,7 +250,7 @@ def test_published_learning_rates(make):
 @pytest.mark.parametrize("queries", ["all", "last"])
 def test_stored_states_equal_forwards(make, queries):
     """In loss, in the gradient of W and in scores; and the LLM runs once only, whatever is asked for how often."""
-    _, stored, splits = make(tuning="ilp", queries=queries)
+    config, stored, splits = make(tuning="ilp", queries=queries)
     _, forward, _ = make(tuning="frozen", windows="fixed", queries=queries)
     assert stored.windows == "fixed" and torch.equal(stored.head.weight, forward.head.weight)
     results = []
@@ -272,7 +267,7 @@ def test_stored_states_equal_forwards(make, queries):
     calls = stored.encoder.counts.calls
     stored.seed_step(4)
     stored.calculate_loss(last_rows(stored, 20))
-    evaluate_ranking(stored.score, splits["test"], stored._config, "test")
+    evaluate_ranking(stored.score, splits["test"], config, "test")
     stored.id_accuracy()
     assert stored.encoder.counts.calls == calls
     # a history that is in no split is encoded
@@ -441,6 +436,27 @@ def test_pretraining_then_tuning(two_datasets, tmp_path, tuning):
         on_dataset(config, "links", pretrained=None, pretrain_datasets=None, head=str(folder / "heads" / "links"))
 
 
+def test_the_models_of_all_sources_are_one_recommender(make, two_datasets, tmp_path):
+    config, chain, _ = make()
+    links = on_dataset(config, "links", shared=chain)
+    model = SourceModels([Source({"dataset": name}, m._dataset, m) for name, m in (("chain", chain), ("links", links))]).eval()
+    assert isinstance(model, Recommender) and isinstance(model, HeadRecommender) and isinstance(chain, HeadRecommender)
+    assert model.backbones == {"backbone": chain.backbone} and model.loss_names == ("chain", "links")
+    size = len(chain._dataset.inter_feat)
+    rows = SourceRows([chain._dataset, links._dataset]).inter_feat[torch.tensor([size, 3, size + 2, 0])]
+    candidates = torch.randint(1, 31, (4, 5), generator=torch.Generator().manual_seed(0))
+    scores, own = model.score(rows, candidates), model.predict(rows)
+    for source, places, numbers in ((links, [0, 2], [0, 2]), (chain, [1, 3], [3, 0])):
+        expected = source._dataset.inter_feat[torch.tensor(numbers)]
+        torch.testing.assert_close(scores[places], source.score(expected, candidates[places]), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(own[places], source.predict(expected), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="no catalog in common"):
+        model.score(rows, None)
+    model.save_head(tmp_path / "heads")
+    links.load_head(tmp_path / "heads" / "links")
+    assert set(model.id_accuracy()) == {f"{name}/ilp_accuracy@{k}" for name in ("chain", "links") for k in (1, 5)}
+
+
 def test_a_stopped_pretraining_resumes_to_the_same_llm(make, two_datasets, tmp_path, monkeypatch):
     settings = {
         "pretrain_datasets": ["links", "rings"],
@@ -485,44 +501,6 @@ def test_a_quantized_llm_takes_no_pretrained_weights(make):
     config["pretrained"], config["backbone_quantization"] = "somewhere", "8bit"
     with pytest.raises(UserError, match="backbone_quantization: .* leave it unset"):
         source_configs(config)
-
-
-def test_a_killed_run_resumes_to_the_same_numbers(chain_data, tmp_path):
-    """kill -9 in the middle, resume, compare with the uninterrupted run bit for bit."""
-    arguments = [
-        "--model=ST2SI", "--dataset=chain", f"--data_path={chain_data}", *RUN, "--epochs=4", "--train_batch_size=9",
-        "--accumulation_steps=2", "--eval_step=0.5", "--stopping_step=100", "--results_file=r.json",
-    ]  # fmt: skip
-    arguments.remove("--accumulation_steps=1")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-
-    def start(folder, *more):
-        folder.mkdir(exist_ok=True)
-        command = [sys.executable, str(ROOT / "run_recbole_llm.py"), *arguments, *more]
-        return subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    def finish(process):
-        output = process.communicate(timeout=300)[0]
-        assert process.returncode == 0, output
-        return output
-
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    finish(start(whole))
-    process = start(cut)
-    deadline = time.monotonic() + 300
-    while not list(cut.glob("saved/ST2SI-*/resume/state.json")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert process.poll() is None, "it must be killed while it runs"
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert int(re.search(r"continuing after step (\d+)", finish(start(cut, "--resume=True")))[1]) > 0
-    results = [json.loads((folder / "r.json").read_text())[0] for folder in (whole, cut)]
-    assert results[0]["metrics"] == results[1]["metrics"]
-    one, other = (load_file(next(folder.glob("saved/ST2SI-*")) / "model.safetensors") for folder in (whole, cut))
-    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 # Other LLMs

@@ -10,7 +10,7 @@ from recbole_llm.data.prepare import generate_chain
 from recbole_llm.evaluation.candidates import draw_candidates
 from recbole_llm.evaluation.ranking import rank_of_target
 
-BY_TITLE = {"recommend_by": "generation", "protocol": "generation", "train_candidates": 5, "lora_dropout": 0.0}
+BY_GENERATION = {"recommend_by": "generation", "protocol": "generation", "train_candidates": 5, "lora_dropout": 0.0}
 LONG = " ".join(f"word{number}" for number in range(400))  # far more than 400 tokens of any tokenizer
 
 
@@ -47,14 +47,14 @@ def halves(scores):
 
 @pytest.mark.parametrize("decode", ["greedy", "constrained", "likelihood"])
 def test_a_shared_title_counts_in_half_of_the_cases(make_model, monkeypatch, decode):
-    _, model, splits = make_model("TALLRec", **BY_TITLE, decode=decode)
+    _, model, splits = make_model("TALLRec", **BY_GENERATION, decode=decode)
     model.eval()
     one, other, *rest = ids(splits, "1", "2", "7", "8", "9", "10", "11")
     candidates = np.array([[one, *rest[:2], other, *rest[2:]]])
     if decode != "likelihood":
-        said = model.titles.prompts.answers(np.array([other]))[0][:-1]
+        said = model.form.prompts.answers(np.array([other]))[0][:-1]
         monkeypatch.setattr("recbole_llm.recommender.generation.greedy", answers(said))
-    scores = model.titles.score(*question(model, splits), candidates, model.vectors)
+    scores = model.form.generator.score(*question(model, splits), candidates, model.vectors)
     assert scores[0, 0] == scores[0, 3], "exactly: a tie must not be decided by rounding"
     if decode == "likelihood":  # raise both to the top
         scores += torch.where(scores == scores[0, 0], 100.0, 0.0)
@@ -65,17 +65,17 @@ def test_a_shared_title_counts_in_half_of_the_cases(make_model, monkeypatch, dec
 
 def test_the_trie_holds_a_shared_title_once(make_model):
     """Constrained answers among candidates of one title are that title, and every candidate of it is hit."""
-    _, model, splits = make_model("TALLRec", **BY_TITLE, decode="constrained")
+    _, model, splits = make_model("TALLRec", **BY_GENERATION, decode="constrained")
     model.eval()
-    scores = model.titles.score(*question(model, splits), np.array([ids(splits, "1", "2")]), model.vectors)
-    assert scores.tolist() == [[1.0, 1.0]] and model.titles.metrics() == {"validratio": 1.0}
+    scores = model.form.generator.score(*question(model, splits), np.array([ids(splits, "1", "2")]), model.vectors)
+    assert scores.tolist() == [[1.0, 1.0]] and model.answer_metrics() == {"validratio": 1.0}
 
 
 @pytest.mark.parametrize("decode", ["greedy", "constrained", "likelihood"])
 def test_an_answer_by_a_title_that_was_cut_is_still_that_title(make_model, decode):
     """An LLM taught the cut title answers with it, and is understood."""
-    _, model, splits = make_model("TALLRec", **BY_TITLE, decode=decode, max_item_tokens=30, tuning="full")
-    generator = model.titles
+    _, model, splits = make_model("TALLRec", **BY_GENERATION, decode=decode, max_item_tokens=30, tuning="full")
+    generator = model.form.generator
     candidates = np.array([ids(splits, "3", "7", "8", "1", "9")])
     answer = generator.prompts.answers(candidates[0, :1])[0]
     assert len(answer) == 30 + 4  # space, quotation marks, end
@@ -110,20 +110,20 @@ class SameOrder:
 
 
 def test_constrained_answers_stay_valid_among_cut_titles(make_model):
-    config, model, splits = make_model("TALLRec", **BY_TITLE, decode="constrained", max_item_tokens=256)
+    config, model, splits = make_model("TALLRec", **BY_GENERATION, decode="constrained", max_item_tokens=256)
     model.eval()
     drawn = draw_candidates(splits["test"], 4, config["seed"], "test", rows=np.arange(12))
     drawn[:, 1:2] = ids(splits, "3")
-    model.titles.score(*question(model, splits, 12), drawn, model.vectors)
-    assert model.titles.metrics() == {"validratio": 1.0}
+    model.form.generator.score(*question(model, splits, 12), drawn, model.vectors)
+    assert model.answer_metrics() == {"validratio": 1.0}
 
 
 @pytest.mark.parametrize("decode", ["greedy", "constrained", "likelihood"])
 def test_prompts_that_fill_the_context_are_answered(make_model, decode):
     """Rows that fill the LLM's context to the last token beside rows with longer candidates, each as if it were alone."""
-    _, model, splits = make_model("TALLRec", **BY_TITLE, decode=decode, max_item_tokens=60)
+    _, model, splits = make_model("TALLRec", **BY_GENERATION, decode=decode, max_item_tokens=60)
     model.eval()
-    prompts, tokenizer = model.titles.prompts, model.backbone.tokenizer
+    prompts, tokenizer = model.form.prompts, model.backbone.tokenizer
     long, *short = ids(splits, "3", *map(str, range(4, 12)))
     history, lengths = np.array([[*short, *short[:2]], short[:2] * 5]), np.array([10, 10])
     candidates = np.array([short[:3], [short[0], long, short[1]]])
@@ -144,8 +144,9 @@ def test_prompts_that_fill_the_context_are_answered(make_model, decode):
         if batch.lengths[0] + answer[0] + 3 < limit:  # a comma behind each list and the answer is counted and not there
             continue
         filled += 1
-        together = model.titles.score(history, lengths, candidates, model.vectors)
-        alone = [model.titles.score(history[[row]], lengths[[row]], candidates[[row]], model.vectors) for row in range(2)]
+        score = model.form.generator.score
+        together = score(history, lengths, candidates, model.vectors)
+        alone = [score(history[[row]], lengths[[row]], candidates[[row]], model.vectors) for row in range(2)]
         torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4, equal_nan=True)
     assert filled and answer[1] > answer[0] + 30
 

@@ -16,12 +16,12 @@ from torch.nn import functional
 
 from recbole_llm import cli
 from recbole_llm.backbone.load import load_backbone
-from recbole_llm.config.settings import make_config
+from recbole_llm.config.settings import make_config, select
 from recbole_llm.data.loaders import dataloaders
 from recbole_llm.data.prepare import generate_chain
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.evaluate import evaluate_labels
-from recbole_llm.recommender.yes_no import YesNoAnswers
+from recbole_llm.recommender.yes_no import YesNoAnswers, YesNoSettings
 
 YES_NO = {
     "recommend_by": "yes_no",
@@ -64,7 +64,7 @@ def test_prompts_and_labels_are_those_of_the_ratings(make_model, chain_data):
     asked = []
     seen = evaluate_labels(lambda rows: asked.append(rows) or model.predict(rows), splits["test"], config, "test")
     assert "rating" not in asked[0].columns and "rating_list" in asked[0].columns
-    batch = model.yes_no_prompts(asked[0])
+    batch = model.form.user_prompts(asked[0])
     of_user = interactions(chain_data)
     assert len(batch) == len(of_user) == 40 and 5 < seen.labels.sum() < 35
     for row, user in enumerate(seen.user_ids):
@@ -79,9 +79,9 @@ def test_prompts_and_labels_are_those_of_the_ratings(make_model, chain_data):
 def test_the_targets_own_rating_moves_the_loss_and_not_the_prompt(make_model):
     _, model, splits = make_model("TALLRec", **YES_NO)
     rows = splits["train"].inter_feat[torch.arange(6)]
-    prompts, loss = model.yes_no_prompts(rows), model.calculate_loss(rows)[0]
+    prompts, loss = model.form.user_prompts(rows), model.calculate_loss(rows)[0]
     rows["rating"] = 6 - rows["rating"].clamp(2, 5)  # 1 to 4; what was above 3 no longer is
-    assert np.array_equal(model.yes_no_prompts(rows).tokens, prompts.tokens)
+    assert np.array_equal(model.form.user_prompts(rows).tokens, prompts.tokens)
     assert model.calculate_loss(rows)[0] != loss
 
 
@@ -91,7 +91,7 @@ def test_loss_and_score_equal_those_of_the_plain_llm(make_model):
     model.eval()
     tokenizer = model.backbone.tokenizer
     rows = splits["train"].inter_feat[torch.arange(7)]
-    batch, likes = model.yes_no_prompts(rows), rows["rating"] > 3
+    batch, likes = model.form.user_prompts(rows), rows["rating"] > 3
     assert 0 < likes.sum() < 7
     losses, scores = [], []
     for row, like in enumerate(likes):
@@ -144,7 +144,7 @@ def test_an_output_head_of_its_own_is_trained_and_a_missing_one_refused(make_mod
     model.train()
     model.calculate_loss(splits["train"].inter_feat[torch.arange(4)])[0].backward()
     head = model.trained_parameters()["encoder.backbone.causal_lm.lm_head.weight"]
-    assert head.grad[list(model.yes_no.answers)].abs().sum(dim=1).min() > 0
+    assert head.grad[list(model.form.yes_no.answers)].abs().sum(dim=1).min() > 0
     with pytest.raises(UserError, match="no output head, so it cannot answer Yes or No"):
         make_model("TALLRec", **YES_NO, backbone=str(untied_backbone[1]))
 
@@ -175,9 +175,9 @@ def yes_no_of(monkeypatch, no, yes):
         said[text] if text in said else encode(tokenizer, [text])[0] for text in texts
     ])  # fmt: skip
     config = {"title_words": ["film"], "history_length": 5, "max_prompt_tokens": None, "max_item_tokens": 9, **YES_NO}
-    config["backbone"] = "tiny"
+    settings = select(YesNoSettings, config | {"backbone": "tiny"})
     cost = SimpleNamespace(micro_batch_tokens=100, call_cost=1, recompute=False)
-    return YesNoAnswers(load_backbone({"backbone": "tiny"}), ["", "Heat"], config, cost, None)
+    return YesNoAnswers(load_backbone({"backbone": "tiny"}), ["", "Heat"], settings, cost, None)
 
 
 def test_a_checkpoint_of_other_ratings_is_foreign(make_model, chain_data, tmp_path):

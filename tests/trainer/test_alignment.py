@@ -59,7 +59,9 @@ def test_shapes_and_what_the_latents_are():
     expected = torch.sigmoid(item @ encoder.weight.T + encoder.bias)
     assert torch.allclose(model.joint(item), expected, atol=1e-6)
     assert torch.equal(model.joint(item), output.item_latent)
-    assert torch.equal(model.joint_of_text(text), output.text_latent)
+    text_encoder = model.text_encoder[0]
+    expected = torch.sigmoid(text @ text_encoder.weight.T + text_encoder.bias)
+    assert torch.allclose(output.text_latent, expected, atol=1e-6)
     decoder = model.text_decoder
     assert torch.allclose(output.text_reconstructed, output.text_latent @ decoder.weight.T + decoder.bias, atol=1e-6)
     assert tuple(model.joint(torch.randn(7, 3)).shape) == (7, 128)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from recbole.utils import get_model, get_trainer
 from safetensors.torch import load_file
 
 from recbole_llm import checkpoint
+from recbole_llm.backbone.load import load_backbone
 from recbole_llm.config.settings import make_config
 from recbole_llm.data.loaders import dataloaders
 from recbole_llm.data.sequences import cut_windows, user_sequences
 from recbole_llm.errors import UserError
 from recbole_llm.teacher.stock import all_positions_loss
+from recbole_llm.trainer.stages import StageSettings, read_stages
 
 ROOT = Path(__file__).parents[2]
 
@@ -191,13 +194,31 @@ def test_merging_at_the_end_changes_neither_scores_nor_weights(make_model, monke
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             trainer.evaluate(test)
-    monkeypatch.setattr(trainer, "config", {**trainer.config.final_config_dict, "merge_adapter": False})
+    trainer.settings = replace(trainer.settings, merge_adapter=False)
     with pytest.raises(KeyboardInterrupt):
         trainer.evaluate(test)
     assert [merged for _, merged, _ in scores] == [True, True, False]
     assert scores[0][2].abs().max() > 1e-3 and torch.equal(layer.base_layer.weight, original)
     assert torch.equal(scores[0][0], scores[1][0])
     torch.testing.assert_close(scores[0][0], scores[2][0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_with_two_llms_keeps_both(make_model, monkeypatch):
+    trainer, train, valid, test = trainer_of(make_model, "TALLRec", merge_adapter=True, epochs=1, eval_step=1)
+    second = load_backbone({"backbone": "tiny", "backbone_layers": 1, "tuning": "lora", "seed": 3})
+    both = property(lambda model: {"backbone": model.backbone, "text_encoder": second})
+    monkeypatch.setattr(type(trainer.model), "backbones", both)
+    trainer.fit(train, valid)
+    folder = Path(trainer.saved_model_file)
+    for place, layers in ((folder, 2), (folder / "text_encoder", 1)):
+        assert (place / "adapter" / "adapter_model.safetensors").exists()
+        assert json.loads((place / "merged" / "config.json").read_text())["num_hidden_layers"] == layers
+    record = checkpoint.read_record(folder)
+    assert record["text_encoder"]["layers"] == 1 and record["backbone"]["layers"] == 2
+    trainer.evaluate(test)
+    second.identity["layers"] = 2
+    with pytest.raises(UserError, match="has text_encoder .*, not"):
+        trainer.load_weights(folder)
 
 
 def test_gradient_clipping_acts_on_trained_weights(make_model):
@@ -312,6 +333,28 @@ def test_nothing_is_unpickled(tmp_path):
     (folder / "recbole_llm.json").write_text(json.dumps({"format": 1, "model": "LLMSRec"}))
     with pytest.raises(UserError, match="safetensors"):
         checkpoint.read_weights(folder)
+
+
+# Stages
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([], "give a list"),
+        (["text"], "stage 1 is 'text'"),
+        ([{"name": "a", "trains": ["lora"]}], "stage 1 lacks vectors"),
+        ([{"name": "a", "trains": ["lora"], "vectors": True, "epoch": 2}], "did you mean epochs"),
+        ([{"name": "a", "trains": ["llm"], "vectors": True}], "lora, tokens, mapping, heads"),
+        ([{"name": "a", "trains": ["lora"], "vectors": "yes"}], "vectors 'yes'"),
+        ([{"name": "a", "trains": ["lora"], "vectors": True, "learning_rate": "fast"}], "no number"),
+        ([{"name": "a", "trains": ["lora"], "vectors": True, "epochs": 0}], "above 0"),
+        ([{"name": "a", "trains": ["lora"], "vectors": True}] * 2, "one name"),
+    ],
+)
+def test_mistakes_in_stages(stages, message):
+    with pytest.raises(UserError, match=message):
+        read_stages(StageSettings(stages, None, epochs=1, learning_rate=1e-3), ("lora", "tokens", "mapping", "heads"))
 
 
 # The causal training of teachers

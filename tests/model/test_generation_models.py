@@ -1,6 +1,7 @@
-"""Models that are tuned by LoRA, and recommending by a title that the LLM writes."""
+"""Models that are tuned by LoRA, and recommending by generation."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidates import draw_candidates, shuffled_columns
 from recbole_llm.evaluation.evaluate import evaluate_ranking
 from recbole_llm.evaluation.ranking import rank_of_target
-from recbole_llm.recommender.generation import TitleGenerator
+from recbole_llm.recommender.generation import CandidateGenerator
+from recbole_llm.trainer.staged import StagedRecommender
 
-BY_TITLE = {"recommend_by": "generation", "protocol": "generation", "train_candidates": 5, "lora_dropout": 0.0}
+BY_GENERATION = {"recommend_by": "generation", "protocol": "generation", "train_candidates": 5, "lora_dropout": 0.0}
 
 
 def rows_of(split, count=4):
@@ -49,17 +51,17 @@ def test_tallrec_prompts_hold_no_vectors(make_model):
 
 def test_title_loss_equals_that_of_the_plain_llm(make_model):
     """One prompt after the other, labels on the target's title and end token alone."""
-    _, model, splits = make_model("TALLRec", **BY_TITLE)
+    _, model, splits = make_model("TALLRec", **BY_GENERATION)
     rows = rows_of(splits["train"])
     model.seed_step(3)
-    loss = model.title_loss(rows)
+    loss = model.form.loss(rows)[0]
 
     model.seed_step(3)
     candidates = model.training_candidates(rows, 4)
     order = model.rng.permuted(np.tile(np.arange(5), (4, 1)), axis=1)
     history, lengths = model.history_items(rows)
-    batch = model.titles.prompts.prompts(history, lengths, np.take_along_axis(candidates, order, axis=1))
-    answers = model.titles.prompts.answers(candidates[:, 0])
+    batch = model.form.prompts.prompts(history, lengths, np.take_along_axis(candidates, order, axis=1))
+    answers = model.form.prompts.answers(candidates[:, 0])
     total = count = 0
     for row, answer in enumerate(answers):
         prompt = batch.tokens[batch.offsets[row] : batch.offsets[row + 1]].tolist()
@@ -67,7 +69,7 @@ def test_title_loss_equals_that_of_the_plain_llm(make_model):
         total += functional.cross_entropy(logits[len(prompt) - 1 : -1], torch.tensor(answer), reduction="sum")
         count += len(answer)
         text = model.backbone.tokenizer.decode(prompt)
-        assert all(f'"{model.titles.prompts and splits["train"].item_texts[item]}"' in text for item in candidates[row])
+        assert all(f'"{splits["train"].item_texts[item]}"' in text for item in candidates[row])
     torch.testing.assert_close(loss, total / count, atol=1e-4, rtol=1e-4)
 
 
@@ -85,37 +87,37 @@ def test_the_order_of_the_list_says_nothing_of_the_target():
 
 def evaluate(model, splits, config, rows=12):
     model.eval()
-    model.titles.reset()
+    model.reset_metrics()
     split = splits["test"]
     result = evaluate_ranking(model.score, split, config, "test", rows=np.arange(min(rows, len(split.inter_feat))))
-    return result, model.titles.metrics()
+    return result, model.answer_metrics()
 
 
 def test_constrained_answers_are_candidates(make_model):
-    config, model, splits = make_model("TALLRec", **BY_TITLE, decode="constrained")
+    config, model, splits = make_model("TALLRec", **BY_GENERATION, decode="constrained")
     _, metrics = evaluate(model, splits, config)
     assert metrics == {"validratio": 1.0}
 
 
 def test_free_answers_of_an_untrained_llm_are_invalid_and_miss(make_model):
-    config, model, splits = make_model("TALLRec", **BY_TITLE)
+    config, model, splits = make_model("TALLRec", **BY_GENERATION)
     result, metrics = evaluate(model, splits, config)
     assert metrics["validratio"] < 0.5 and result.metrics["hit@1"] <= metrics["validratio"]
 
 
 def test_likelihood_ranks_all_candidates(make_model):
-    config, model, splits = make_model("TALLRec", **BY_TITLE, decode="likelihood")
+    config, model, splits = make_model("TALLRec", **BY_GENERATION, decode="likelihood")
     candidates = draw_candidates(splits["test"], 9, config["seed"], "test", rows=np.arange(3))
     scores = model.score(rows_of(splits["test"], 3), torch.from_numpy(candidates))
     assert scores.shape == (3, 10) and torch.isfinite(scores).all() and (scores < 0).all()
     mixed = model.score(rows_of(splits["test"], 3), torch.from_numpy(candidates[:, ::-1].copy()))
     torch.testing.assert_close(scores, mixed.flip(1))
-    assert model.titles.metrics() == {}
+    assert model.answer_metrics() == {}
 
 
 def test_a_title_that_two_candidates_share_counts_by_a_draw(make_model):
-    _, model, splits = make_model("TALLRec", **BY_TITLE)
-    generator = model.titles
+    _, model, splits = make_model("TALLRec", **BY_GENERATION)
+    generator = model.form.generator
     generator.prompts._title[2] = generator.prompts._title[1]  # items 1 and 2 have one title
     history, lengths = model.history_items(rows_of(splits["test"], 1))
     said = generator.prompts.answers(np.array([1]))[0][:-1]
@@ -132,19 +134,19 @@ def test_a_title_that_two_candidates_share_counts_by_a_draw(make_model):
     ("answer", "title"), [(' "Heat"', "heat"), ("heat\nbecause", "heat"), ("  “Heat” ", "heat"), ("'Heat'", "heat"), ("", "")]
 )
 def test_answers_are_read_without_quotes_case_and_further_lines(answer, title):
-    assert TitleGenerator.read(answer) == title
+    assert CandidateGenerator.title_in(answer) == title
 
 
 def test_learning_to_answer(make_model):
     """A few steps on one batch make its targets the answers."""
-    config, model, splits = make_model("TALLRec", **BY_TITLE, tuning="full")
+    config, model, splits = make_model("TALLRec", **BY_GENERATION, tuning="full")
     rows = rows_of(splits["train"], 2)
     optimizer = torch.optim.Adam(model.trained_parameters().values(), lr=3e-3)
     model.train()
     first = None
     for _ in range(60):
         model.seed_step(0)
-        loss = model.title_loss(rows)
+        loss = model.form.loss(rows)[0]
         first = first or loss.item()
         optimizer.zero_grad()
         loss.backward()
@@ -153,7 +155,7 @@ def test_learning_to_answer(make_model):
     model.eval()
     model.seed_step(0)
     candidates = model.training_candidates(rows, 4)
-    generator = model.titles
+    generator = model.form.generator
     with pytest.MonkeyPatch.context() as patch:  # in the order of the training prompt
         order = model.rng.permuted(np.tile(np.arange(5), (2, 1)), axis=1)
         patch.setattr("recbole_llm.recommender.generation.shuffled_columns", lambda *_: order)
@@ -183,8 +185,8 @@ def test_an_output_head_of_its_own_is_trained_where_titles_are_written(make_mode
 def test_curriculum_follows_progress(make_model):
     _, model, splits = make_model("LLaRA", train_negatives=1)
     rows, shown = rows_of(splits["train"], 1), []
-    plain = model.retrieval_loss
-    model.retrieval_loss = lambda rows: shown.append(model.hybrid) or torch.zeros(())
+    plain = model.form.loss
+    model.form.loss = lambda rows: shown.append(model.hybrid) or (torch.zeros(()),)
     for progress in (0.0, 0.3, 1.0):
         model.progress = progress
         shown.clear()
@@ -193,11 +195,11 @@ def test_curriculum_follows_progress(make_model):
             model.calculate_loss(rows)
         assert abs(np.mean(shown) - progress) < 0.08
     assert model.hybrid, "evaluation shows the vectors"
-    model.retrieval_loss = plain
+    model.form.loss = plain
     model.progress = 0.0
     model.calculate_loss(rows)[0].backward()
     assert all(p.grad is None for p in model.item_projection.parameters()), "text-only batches see no vector"
-    model.curriculum = "none"
+    model.settings = replace(model.settings, curriculum="none")
     model.calculate_loss(rows)[0].backward()
     assert all(p.grad is not None for p in model.item_projection.parameters())
 
@@ -208,7 +210,7 @@ def test_zero_shot_needs_generation(make_model):
 
 
 def test_an_endpoint_is_asked_and_its_silence_is_counted(make_model, monkeypatch):
-    settings = {**BY_TITLE, "tuning": "frozen", "endpoint_url": "http://localhost:1/v1", "endpoint_model": "some-llm"}
+    settings = {**BY_GENERATION, "tuning": "frozen", "endpoint_url": "http://localhost:1/v1", "endpoint_model": "some-llm"}
     config, model, splits = make_model("ZeroShot", **settings)
     asked = []
 
@@ -225,27 +227,16 @@ def test_an_endpoint_is_asked_and_its_silence_is_counted(make_model, monkeypatch
         assert prompt.startswith("This user has bought") and "<s>" not in prompt
         assert all(f'"{splits["train"].item_texts[item]}"' in prompt for item in row)
     assert scores[0].tolist() == [1.0] + [0.0] * 9 and torch.isneginf(scores[1:]).all()
-    assert model.titles.metrics() == {"validratio": 0.5, "incomplete": 1.0}
+    assert model.answer_metrics() == {"validratio": 0.5, "incomplete": 1.0}
 
 
 def test_a_backbone_without_an_output_head_writes_no_titles(make_model, untied_backbone):
     make_model("TALLRec", backbone=str(untied_backbone[1]))
     with pytest.raises(UserError, match="no output head, so it cannot write titles.*recommend_by: retrieval"):
-        make_model("TALLRec", **BY_TITLE, backbone=str(untied_backbone[1]))
+        make_model("TALLRec", **BY_GENERATION, backbone=str(untied_backbone[1]))
 
 
 # User vectors, CoLLM, A-LLMRec
-
-
-@pytest.fixture
-def sentence_encoder(monkeypatch):
-    """Texts as random vectors: what matters here is what is made of them."""
-
-    class Encoder:
-        def encode(self, texts, batch_tokens=8192):
-            return torch.randn(len(texts), 12, generator=torch.Generator().manual_seed(0))
-
-    monkeypatch.setattr("recbole_llm.model.allmrec.load_sentence_encoder", lambda name, device: Encoder())
 
 
 @pytest.mark.parametrize("form", ["retrieval", "generation"])
@@ -258,7 +249,7 @@ def test_the_users_vector_opens_the_prompt(make_model, sentence_encoder, name, f
         out = 3
     else:
         history, lengths = model.history_items(rows)
-        batch = model.titles.prompts.prompts(history, lengths, model.training_candidates(rows, 4))
+        batch = model.form.prompts.prompts(history, lengths, model.training_candidates(rows, 4))
         out = 0
     items = len(batch.vector_items)
     for row, (start, end) in enumerate(zip(batch.offsets[:-1], batch.offsets[1:], strict=True)):
@@ -308,6 +299,7 @@ def collm(make_model, **settings):
 def test_collm_trains_in_two_steps(make_model):
     trainer, train, valid, _ = collm(make_model)
     model = trainer.model
+    assert isinstance(model, StagedRecommender)
     seen = []
     plain = type(trainer)._train_step
 
@@ -329,56 +321,6 @@ def test_collm_trains_in_two_steps(make_model):
     folder = Path(trainer.saved_model_file)
     assert (folder / "adapter" / "adapter_model.safetensors").exists() and not (folder / "stages").exists()
     assert json.loads((folder / "recbole_llm.json").read_text())["finished"]
-
-
-@pytest.mark.parametrize("stage", [0, 1])
-def test_an_interrupted_stage_goes_on_to_the_same_numbers(make_model, tmp_path, stage):
-    whole, train, valid, _ = collm(make_model, epochs=2)
-    whole.fit(train, valid)
-    weights = {name: p.detach().clone() for name, p in whole.model.trained_parameters().items()}
-
-    cut, train, valid, _ = collm(make_model, epochs=2, checkpoint_dir=str(tmp_path / "cut"))
-    steps = 0
-    plain = type(cut)._train_step
-    per_stage = 2 * -(-len(train._dataset.inter_feat) // 20)
-
-    def step(self, *arguments):
-        nonlocal steps
-        steps += 1
-        if steps > stage * per_stage + 0.75 * per_stage:
-            raise KeyboardInterrupt
-        return plain(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(type(cut), "_train_step", step)
-        cut.fit(train, valid)
-    again, train, valid, _ = collm(make_model, epochs=2, checkpoint_dir=str(tmp_path / "cut"))
-    assert again.can_resume(again.saved_model_file)
-    again.resume_checkpoint(again.saved_model_file)
-    again.fit(train, valid)
-    for name, parameter in again.model.trained_parameters().items():
-        assert torch.equal(parameter, weights[name]), name
-
-
-@pytest.mark.parametrize(
-    ("stages", "message"),
-    [
-        ([], "give a list"),
-        (["text"], "stage 1 is 'text'"),
-        ([{"name": "a", "trains": ["lora"]}], "stage 1 lacks vectors"),
-        ([{"name": "a", "trains": ["lora"], "vectors": True, "epoch": 2}], "did you mean epochs"),
-        ([{"name": "a", "trains": ["llm"], "vectors": True}], "lora, tokens, mapping, heads"),
-        ([{"name": "a", "trains": ["lora"], "vectors": "yes"}], "vectors 'yes'"),
-        ([{"name": "a", "trains": ["lora"], "vectors": True, "learning_rate": "fast"}], "no number"),
-        ([{"name": "a", "trains": ["lora"], "vectors": True, "epochs": 0}], "above 0"),
-        ([{"name": "a", "trains": ["lora"], "vectors": True}] * 2, "one name"),
-    ],
-)
-def test_mistakes_in_stages(stages, message):
-    from recbole_llm.trainer.stages import read_stages
-
-    with pytest.raises(UserError, match=message):
-        read_stages(stages, 1, 1e-3)
 
 
 # The whole way

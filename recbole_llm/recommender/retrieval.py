@@ -1,0 +1,119 @@
+"""Recommending by retrieval: users and items are hidden states at out tokens, projected into one space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+from recbole_llm.backbone.text import encode_text
+from recbole_llm.config.settings import select
+from recbole_llm.data.dataset import TextSequentialDataset
+from recbole_llm.loss.retrieval import retrieval_loss
+from recbole_llm.prompt.retrieval import PromptBuilder, PromptSettings
+from recbole_llm.recommender.form import Form
+from recbole_llm.recommender.heads import projection
+from recbole_llm.recommender.item_table import ItemTable
+
+
+@dataclass(frozen=True)
+class RetrievalSettings:
+    """What the form reads; each field is the key of the same name."""
+
+    prompt_sentence: str
+    prompt_request: str
+    prompt_goal: str
+    history_length: int
+    max_prompt_tokens: int | None
+    max_item_tokens: int
+    out_tokens: int
+    representation_size: int
+    head_hidden_size: int
+
+
+class RetrievalForm(Form):
+    """``s(u, i) = <f_user(h_U), f_item(h_I)>`` (LLM-SRec section 2.1.2), trained by L_retrieval.
+
+    Adds to the model f_item (``item_head``), f_user (``user_head``) and the out tokens [UserOut] and [ItemOut]
+    (``user_out``, ``item_out``).
+
+    Attributes:
+        prompts: builds user and item prompts.
+    """
+
+    loss_names = ("retrieval",)
+
+    def __init__(self, model, config: Config, dataset: TextSequentialDataset) -> None:
+        super().__init__(model, config, dataset)
+        self.settings = select(RetrievalSettings, config)
+        self._table: ItemTable | None = None
+
+    def prepare(self) -> None:
+        model, settings = self.model, self.settings
+        self.build_prompts()
+        hidden, size = settings.head_hidden_size, settings.representation_size
+        model.item_head = projection(model.backbone.hidden_size, hidden, size)
+        model.user_head = projection(model.backbone.hidden_size, hidden, size)
+        model.user_out = model._token_vectors(settings.out_tokens)
+        model.item_out = model._token_vectors(settings.out_tokens)
+
+    def build_prompts(self) -> None:
+        model, settings, dataset, backbone = self.model, self.settings, self.dataset, self.model.backbone
+        self.prompts = PromptBuilder(
+            lambda texts: encode_text(backbone.tokenizer, texts),
+            dataset.item_texts,
+            PromptSettings(
+                sentence=settings.prompt_sentence,
+                request=settings.prompt_request.replace("{goal}", settings.prompt_goal),
+                history_length=settings.history_length,
+                max_prompt_tokens=min(settings.max_prompt_tokens or backbone.context_length, backbone.context_length),
+                max_item_tokens=settings.max_item_tokens,
+                item_vectors=model.has_item_vectors,
+                user_vector=model.has_user_vector,
+                out_tokens=settings.out_tokens,
+                marker=model.has_marker,
+            ),
+            format_dates=dataset.item_dates if dataset.has_dates else None,
+            prefix_ids=backbone.prefix_ids,
+        )
+        self.forget_items()
+
+    @property
+    def item_table(self) -> ItemTable:
+        """Item representations under the current weights."""
+        if self._table is None:
+            model = self.model
+            self._table = ItemTable(model.represent_items, model.trained_parameters().values(), model.n_items)
+        return self._table
+
+    def forget_items(self) -> None:
+        self._table = None
+
+    def loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
+        """L_retrieval of a batch: the target against its negatives."""
+        users = self.model.represent_users(interaction)
+        return (retrieval_loss(self.model.score_candidates(users, self.model.training_candidates(interaction))),)
+
+    @torch.no_grad()
+    def score(self, interaction: Interaction, candidates: Tensor | None) -> Tensor:
+        """Score each row's candidates, or the whole catalog, from the item table; see :meth:`Form.score`."""
+        users = self.model.represent_distinct_users(interaction)
+        if candidates is not None:
+            return torch.einsum("bd,bcd->bc", users, self.item_table.rows(candidates.cpu().numpy()))
+        items = self.item_table.rows(np.arange(1, self.model.n_items))
+        padding = users.new_full((len(users), 1), float("-inf"))
+        return torch.cat([padding, users @ items.T], dim=1)
+
+    @torch.no_grad()
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Score the item of each row, ``[B]``.
+
+        RecBole repeats a history once per candidate: the distinct ones are found again and encoded once.
+        """
+        users = self.model.represent_distinct_users(interaction)
+        items = self.item_table.rows(interaction[self.model.ITEM_ID].cpu().numpy())
+        return (users * items).sum(dim=-1)
