@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import collections
 import email.utils
 import json
@@ -21,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from recbole_llm import cli
-from recbole_llm.backbone.endpoint import Answer, EndpointSettings, ask, how_many_incomplete
+from recbole_llm.backbone import endpoint as endpoint_module
+from recbole_llm.backbone.endpoint import Answer, EndpointSettings, ask
 from recbole_llm.errors import UserError
 
 SECRET = "sk-local-0123456789abcdef"
@@ -31,6 +31,10 @@ def completion(text, **choice):
     return {
         "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop", **choice}]
     }
+
+
+def how_many_incomplete(answers):
+    return sum(answer.text is None for answer in answers)
 
 
 def echo(prompt, nth):
@@ -117,8 +121,11 @@ def no_proxy(monkeypatch):
 
 
 @pytest.fixture
-def endpoint(no_proxy):
+def endpoint(no_proxy, monkeypatch):
+    """An endpoint, and an ``openai`` client that waits a twentieth of its usual time before a retry."""
     pytest.importorskip("openai")
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.025)
+    monkeypatch.setattr(endpoint_module, "_PAUSE", 0.025)
     endpoint = Endpoint()
     yield endpoint
     endpoint.server.shutdown()
@@ -127,7 +134,7 @@ def endpoint(no_proxy):
 
 @pytest.fixture
 def settings(endpoint, tmp_path, monkeypatch):
-    """Return settings for the endpoint, with a few of them changed; waits are short."""
+    """Return settings for the endpoint, with a few of them changed."""
     monkeypatch.setenv("LOCAL_ENDPOINT_KEY", SECRET)
 
     def make(**changes):
@@ -136,7 +143,6 @@ def settings(endpoint, tmp_path, monkeypatch):
             "model": "gpt-local",
             "api_key_variable": "LOCAL_ENDPOINT_KEY",
             "retries": 2,
-            "backoff": 0.01,
             "timeout": 10.0,
             "answers_file": tmp_path / "answers" / "file.jsonl",
         }
@@ -344,22 +350,13 @@ def test_a_date_in_retry_after_is_understood(endpoint, settings):
     assert endpoint.times[1] - endpoint.times[0] > 0.4  # the date has whole seconds
 
 
-def test_a_limit_holds_back_all_requests(endpoint, settings):
+def test_a_prompt_that_waits_keeps_its_place_among_the_open_requests(endpoint, settings):
     endpoint.reply = lambda prompt, nth: (
         (429, {"Retry-After": "0.1"}, "") if (prompt, nth) == ("a", 1) else echo(prompt, nth)
     )
-    ask(["a", "b"], settings(parallel_requests=1))
-    assert endpoint.prompts == ["a", "a", "b"]
-    endpoint.requests.clear(), endpoint.times.clear()
-
-    def slow_b(prompt, nth):
-        if prompt == "b2":
-            time.sleep(0.2)
-        return (429, {"Retry-After": "0.4"}, "") if (prompt, nth) == ("a2", 1) else echo(prompt, nth)
-
-    endpoint.reply = slow_b
-    ask(["a2", "b2", "c2"], settings(parallel_requests=2))
-    assert endpoint.times[endpoint.prompts.index("c2")] - endpoint.times[0] >= 0.4
+    answers = ask(["a", "b"], settings(parallel_requests=1))
+    assert endpoint.prompts == ["a", "a", "b"] and how_many_incomplete(answers) == 0
+    assert endpoint.times[2] - endpoint.times[0] >= 0.1
 
 
 def test_an_endpoint_that_wants_hours_is_asked_no_more(endpoint, settings):
@@ -379,16 +376,15 @@ def test_server_errors_until_the_retries_are_exhausted(endpoint, settings):
     )
     answers = ask(["a", "b", "c"], settings(retries=3))
     assert [answer.text for answer in answers] == ["answer to a", None, "answer to c"]
-    assert answers[1].error == "HTTP 500: out of memory (4 tries)"
+    assert answers[1].error == "HTTP 500: out of memory"
     assert endpoint.prompts.count("b") == 4
 
 
-def test_waits_grow_and_are_bounded(endpoint, settings):
+def test_waits_grow(endpoint, settings):
     endpoint.reply = lambda prompt, nth: (503, {}, "")
-    ask(["a"], settings(retries=4, backoff=0.1, longest_wait=0.2))
+    ask(["a"], settings(retries=4))
     waits = [after - before for before, after in zip(endpoint.times, endpoint.times[1:], strict=False)]
-    for wait, longest in zip(waits, [0.1, 0.2, 0.2, 0.2], strict=True):
-        assert longest / 2 <= wait < longest + 0.15
+    assert len(waits) == 4 and waits[0] > 0.015 and waits[3] > 2 * waits[0]
 
 
 @pytest.mark.parametrize(
@@ -427,7 +423,7 @@ def test_slow_answers_are_given_up_and_the_rest_goes_on(endpoint, settings):
     start = time.monotonic()
     answers = ask(["a", "b", "c"], settings(retries=1, timeout=0.4))
     assert [answer.text for answer in answers] == ["answer to a", None, "answer to c"]
-    assert answers[1].error == "no answer within 0.4 seconds (2 tries)"
+    assert answers[1].error == "no answer within 0.4 seconds"
     assert time.monotonic() - start < 1.15
 
 
@@ -514,7 +510,7 @@ def test_a_key_or_credit_that_ends_midway_loses_nothing(endpoint, settings, stat
     assert answers[2].error == f"HTTP {status}: no more"
     assert answers[3].error == f"not asked: HTTP {status}: no more"
     assert how_many_incomplete(answers) == 4
-    assert len(endpoint.requests) == 3
+    assert set(endpoint.prompts) == {"a", "b", "c"}
     endpoint.reply = echo
     assert how_many_incomplete(ask(list("abcdef"), settings())) == 0
     assert endpoint.prompts.count("a") == 1
@@ -530,7 +526,7 @@ def test_without_a_connection_the_run_stops_after_the_first_few(settings, caplog
     with caplog.at_level(logging.WARNING):
         answers = ask(prompts, asked)
     assert how_many_incomplete(answers) == len(answers) == 500
-    assert answers[0].error.startswith("no connection to http://127.0.0.1:") and answers[0].error.endswith("(2 tries)")
+    assert answers[0].error.startswith("no connection to http://127.0.0.1:")
     not_asked = [
         answer for answer in answers if answer.error.startswith("not asked: 4 prompts in a row: no connection")
     ]
@@ -567,7 +563,7 @@ def interruptible():
 def test_ctrl_c_stops_promptly_and_keeps_what_is_finished(endpoint, settings, interruptible):
     def hang_on_c(prompt, nth):
         if prompt == "c":
-            threading.Timer(0.2, _thread.interrupt_main).start()
+            threading.Timer(0.2, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
             time.sleep(4)
         return echo(prompt, nth)
 
@@ -577,10 +573,28 @@ def test_ctrl_c_stops_promptly_and_keeps_what_is_finished(endpoint, settings, in
     with pytest.raises(KeyboardInterrupt):
         ask(["a", "b", "c", "d"], asked)
     assert time.monotonic() - start < 3
-    assert not [thread for thread in threading.enumerate() if thread.name == "endpoint"]
     endpoint.reply = echo
     assert how_many_incomplete(ask(["a", "b", "c", "d"], asked)) == 0
     assert endpoint.prompts == ["a", "b", "c", "c", "d"]
+
+
+def test_ctrl_c_in_a_notebook_stops_promptly(endpoint, settings, interruptible):
+    import asyncio
+
+    def hang(prompt, nth):
+        threading.Timer(0.2, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+        time.sleep(4)
+        return echo(prompt, nth)
+
+    async def cell_of_a_notebook():
+        return ask(["a", "b"], settings(parallel_requests=1, timeout=30))
+
+    endpoint.reply = hang
+    start, loop = time.monotonic(), asyncio.new_event_loop()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(cell_of_a_notebook())
+    loop.close()
+    assert time.monotonic() - start < 3 and endpoint.prompts == ["a"]
 
 
 def test_an_exception_in_on_progress_ends_the_requests(endpoint, settings):
@@ -589,7 +603,6 @@ def test_an_exception_in_on_progress_ends_the_requests(endpoint, settings):
 
     with pytest.raises(ZeroDivisionError):
         ask([str(number) for number in range(50)], settings(parallel_requests=1), fail)
-    assert not [thread for thread in threading.enumerate() if thread.name == "endpoint"]
     assert len(endpoint.requests) < 50
 
 
@@ -644,7 +657,7 @@ def test_requests_are_not_logged_one_by_one(settings, caplog):
 
 def test_missing_package_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(UserError, match=r"pip install recbole-llm\[endpoint\]"):
+    with pytest.raises(UserError, match=r'pip install "recbole-llm\[endpoint\]"'):
         ask(["a"], EndpointSettings("http://127.0.0.1:9/v1", "m", answers_file=tmp_path / "a.jsonl"))
     assert not (tmp_path / "a.jsonl").exists()
 
@@ -666,8 +679,6 @@ def test_missing_package_names_the_extra(tmp_path, monkeypatch):
         {"retries": 1.5},
         {"parallel_requests": 0},
         {"parallel_requests": True},
-        {"backoff": "1"},
-        {"longest_wait": -1},
         {"give_up_after": 0},
     ],
 )
