@@ -211,6 +211,12 @@ def load_sentence_encoder(
         modules = _modules(folder, name)
         for kind, place in modules:
             check_weight_indexes(place, "sentence_encoder", name)
+            # The package would replace any other activation by its default, with no more than a warning.
+            activation = _read_json(place / "config.json", name, {}).get("activation_function", "torch.nn.")
+            if not str(activation).startswith("torch.nn."):
+                raise UserError(
+                    f"sentence_encoder: {place.name} of {name} has the activation {activation}, not one of torch.nn."
+                )
             if kind == "Transformer":
                 _check_transformer(place, name)
         identity["steps"] = [kind for kind, _ in modules]

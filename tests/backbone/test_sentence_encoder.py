@@ -89,8 +89,8 @@ def published(tmp_path_factory) -> Path:
     transformers.BertModel(bert_config()).save_pretrained(folder)
     make_tokenizer(model_max_length=40).save_pretrained(folder)
     write_steps(folder, "Transformer", "Pooling", "Normalize")
-    pooling = {"cls_token": False, "mean_tokens": True, "max_tokens": False}
-    write_json(folder / "1_Pooling" / "config.json", {f"pooling_mode_{key}": value for key, value in pooling.items()})
+    modes = {f"pooling_mode_{key}": key == "mean_tokens" for key in ("cls_token", "mean_tokens", "max_tokens")}
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": SIZE, **modes})
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": False})
     return folder
 
@@ -456,7 +456,7 @@ def test_a_folder_that_is_no_encoder(folder, spoil, sentence, monkeypatch):
         (add_a_module_of("os.system"), "names the class os.system, which is foreign code"),
         (write_index, "names ../elsewhere.safetensors as its weights, which is not in the folder"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"half"), "cannot be loaded by sentence-transformers"),
-        (dense(activation="os.system"), "cannot be loaded by sentence-transformers"),
+        (dense(activation="os.system"), "2_Dense of .* has the activation os.system, not one of torch.nn"),
         (dense(weights={}), "cannot be loaded by sentence-transformers"),
         (dense(weights={"linear.weight": torch.zeros(4, 3)}), "cannot be loaded by sentence-transformers"),
     ],
