@@ -72,7 +72,7 @@ class EncoderCounts:
     padding: int = 0
     calls: int = 0
 
-    def ask(self, batch: PromptBatch, answer_tokens: int = 0) -> None:
+    def add(self, batch: PromptBatch, answer_tokens: int = 0) -> None:
         """Count requested prompts, with the tokens of the answers that follow them."""
         self.prompts += len(batch)
         self.tokens += int(batch.lengths.sum()) + answer_tokens
@@ -117,7 +117,7 @@ class PromptEncoder(nn.Module):
         lengths = batch.lengths
         shares = self.settings.share_prefix and (batch.parent >= 0).any()
         originals = np.flatnonzero(batch.parent < 0) if shares else np.arange(len(batch))
-        self.counts.ask(batch)
+        self.counts.add(batch)
 
         outputs, rows = [], []
         micro_batches = cut_into_micro_batches(

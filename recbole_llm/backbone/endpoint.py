@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 from recbole_llm.backbone.answers_file import AnswersFile
 from recbole_llm.errors import UserError
 
-__all__ = ["Answer", "EndpointSettings", "ask"]
+__all__ = ["Answer", "EndpointSettings", "ask_endpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Answer:
     error: str | None = None
 
 
-def ask(
+def ask_endpoint(
     prompts: Sequence[str],
     settings: EndpointSettings,
     on_progress: Callable[[int, int], None] | None = None,
@@ -247,7 +247,7 @@ class _Failure(Exception):
 
 
 class _Run:
-    """The requests of one call of :func:`ask`; none outlives :meth:`run`.
+    """The requests of one call of :func:`ask_endpoint`; none outlives :meth:`run`.
 
     Attributes:
         stop_reason: why no further prompt is sent; empty while prompts are sent.

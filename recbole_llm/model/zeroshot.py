@@ -6,7 +6,7 @@ from recbole.config import Config
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_llm.backbone.endpoint import EndpointSettings, ask
+from recbole_llm.backbone.endpoint import EndpointSettings, ask_endpoint
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
 from recbole_llm.recommender.llm_recommender import LLMRecommender
@@ -44,4 +44,4 @@ class ZeroShot(LLMRecommender):
             return super().score(interaction, candidates)
         listed = candidates.cpu().numpy()
         prompts = self.titles.text_prompts(*self.history_items(interaction), listed)
-        return self.titles.scores_of([answer.text for answer in ask(prompts, self.endpoint)], listed)
+        return self.titles.scores_of([answer.text for answer in ask_endpoint(prompts, self.endpoint)], listed)

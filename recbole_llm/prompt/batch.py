@@ -50,7 +50,7 @@ class PromptBatch:
     pooled: np.ndarray | None = None
 
     @classmethod
-    def of(
+    def build(
         cls,
         tokens: np.ndarray,
         offsets: np.ndarray,

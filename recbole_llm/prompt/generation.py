@@ -134,7 +134,7 @@ class TitlePrompts:
         tokens, starts = self.table.gather(pieces.ravel())
         slots = np.concatenate([items, candidates], axis=1)[np.concatenate([kept, candidates > 0], axis=1)]
         offsets = starts[:: pieces.shape[1]]
-        return PromptBatch.of(
+        return PromptBatch.build(
             tokens=tokens,
             offsets=offsets,
             slot_items=slots if self.settings.item_vectors else slots[:0],
@@ -149,7 +149,7 @@ class TitlePrompts:
         pieces = np.stack([np.full(len(items), self._prefix), *self._entry(items)], axis=1)
         tokens, starts = self.table.gather(pieces.ravel())
         offsets = starts[:: pieces.shape[1]]
-        return PromptBatch.of(
+        return PromptBatch.build(
             tokens=tokens,
             offsets=offsets,
             slot_items=items if self.settings.item_vectors else items[:0],

@@ -117,7 +117,7 @@ class PromptBuilder:
         pieces = np.tile(np.array(template, dtype=np.int64), (len(items), 1))
         pieces[:, 2] = self._title[items]
         tokens, starts = self.table.gather(pieces.ravel())
-        return PromptBatch.of(
+        return PromptBatch.build(
             tokens=tokens,
             offsets=starts[:: len(template)],
             slot_items=items if self.settings.item_vectors else items[:0],
@@ -125,7 +125,7 @@ class PromptBuilder:
             header_length=self._header_tokens["item"],
         )
 
-    def kept(self, history: np.ndarray, lengths: np.ndarray, timestamps: np.ndarray | None) -> Histories:
+    def select_histories(self, history: np.ndarray, lengths: np.ndarray, timestamps: np.ndarray | None) -> Histories:
         """Choose the items of each history that its prompt shows: the latest that fit.
 
         Args:
@@ -161,7 +161,7 @@ class PromptBuilder:
         return Histories(items=items, lengths=kept, dates=dates)
 
     def user_prompts(self, histories: Histories) -> PromptBatch:
-        """Build the prompt of each history (see :meth:`kept`)."""
+        """Build the prompt of each history (see :meth:`select_histories`)."""
         return self._user_prompts(histories, histories.items, np.arange(len(histories.lengths)))
 
     def perturbed_prompts(self, histories: Histories, items: np.ndarray, parents: np.ndarray) -> PromptBatch:
@@ -212,7 +212,7 @@ class PromptBuilder:
             first_moved = np.where(moved.any(axis=1), moved.argmax(axis=1), lengths[perturbed] - 1)
             title_piece = perturbed * pieces.shape[1] + before + first_moved * entry_pieces + 2
             shared[perturbed] = starts[title_piece] - offsets[perturbed]
-        return PromptBatch.of(
+        return PromptBatch.build(
             tokens=tokens,
             offsets=offsets,
             slot_items=items[inside] if self.settings.item_vectors else items[:0].ravel(),

@@ -117,7 +117,7 @@ class SequencePrompts:
         queried = shown if every else np.arange(-most, 0) == -1
         pieces[:, 1:, 1] = np.where(queried, self._query, self._empty)
         tokens, starts = self.table.gather(pieces.ravel())
-        batch = PromptBatch.of(
+        batch = PromptBatch.build(
             tokens=tokens,
             offsets=starts[:: 2 * (1 + most)],
             slot_items=np.zeros(0, dtype=np.int64),
@@ -133,7 +133,7 @@ class SequencePrompts:
         pieces = np.tile(np.array(template, dtype=np.int64), (len(items), 1))
         pieces[:, 2] = self._item[items]
         tokens, starts = self.table.gather(pieces.ravel())
-        return PromptBatch.of(
+        return PromptBatch.build(
             tokens=tokens,
             offsets=starts[:: len(template)],
             slot_items=np.zeros(0, dtype=np.int64),

@@ -114,7 +114,7 @@ class YesNoPrompts:
             parts += [fixed_pieces[:, number + 1 : number + 2], block[place]]
         pieces = np.concatenate([*parts, fixed_pieces[:, -2:]], axis=1)
         tokens, starts = self.table.gather(pieces.ravel())
-        return PromptBatch.of(
+        return PromptBatch.build(
             tokens=tokens,
             offsets=starts[:: pieces.shape[1]],
             slot_items=np.empty(0, dtype=np.int64),

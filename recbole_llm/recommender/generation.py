@@ -113,7 +113,7 @@ class TitleGenerator:
     def item_features(self, items: np.ndarray, vectors_of: VectorsOf) -> Tensor:
         """Mean hidden state of each item alone, float32 ``[N, hidden_size]``. ``items``: internal ids int64 ``[N]``."""
         batch = self.prompts.item_prompts(items)
-        self.counts.ask(batch)
+        self.counts.add(batch)
         return pooled_states(self.backbone, batch, vectors_of(batch), **self.train_cost)
 
     def _lessons(
@@ -124,7 +124,7 @@ class TitleGenerator:
         template = rng.integers(len(self.prompts.settings.templates), size=len(candidates))
         batch = self.prompts.prompts(history, lengths, np.take_along_axis(candidates, order, axis=1), template)
         answers = self.prompts.answers(candidates[:, 0])
-        self.counts.ask(batch, sum(map(len, answers)))
+        self.counts.add(batch, sum(map(len, answers)))
         return batch, answers
 
     @torch.no_grad()
@@ -136,7 +136,7 @@ class TitleGenerator:
             where the answer is no candidate's title.
         """
         batch = self._questions(history, lengths, candidates)
-        self.counts.ask(batch)
+        self.counts.add(batch)
         vectors = vectors_of(batch)
         distinct, place = np.unique(candidates, return_inverse=True)
         place = place.reshape(candidates.shape)

@@ -192,7 +192,7 @@ class LLMRecommender(BackboneRecommender):
     def histories(self, interaction: Interaction) -> Histories:
         """The part of each row's history that its prompt shows."""
         times = interaction[self.time_list_field] if self.time_list_field in interaction else None
-        return self.prompts.kept(
+        return self.prompts.select_histories(
             interaction[self.ITEM_SEQ].cpu().numpy(),
             interaction[self.ITEM_SEQ_LEN].cpu().numpy(),
             None if times is None else times.cpu().numpy(),

@@ -86,7 +86,7 @@ def make_batch(backbone, rng, lengths=(9, 4, 20, 1, 12, 9), slots=True) -> tuple
             if slots and len(prompt) > 4:
                 prompt[place] = SLOT_TOKEN
                 items.append(rng.integers(10, 15))
-    batch = PromptBatch.of(
+    batch = PromptBatch.build(
         tokens=np.concatenate([[], *prompts]).astype(np.int32),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         slot_items=np.array(items, dtype=np.int64),
@@ -103,7 +103,7 @@ def only(batch: PromptBatch, vectors: torch.Tensor, prompt: int) -> tuple[Prompt
     begin, end = batch.offsets[prompt], batch.offsets[prompt + 1]
     first = (batch.tokens[:begin] == SLOT_TOKEN).sum()
     count = (batch.tokens[begin:end] == SLOT_TOKEN).sum()
-    alone = PromptBatch.of(
+    alone = PromptBatch.build(
         tokens=batch.tokens[begin:end],
         offsets=np.array([0, end - begin]),
         slot_items=batch.slot_items[first : first + count],

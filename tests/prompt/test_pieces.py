@@ -68,7 +68,7 @@ def test_every_kind_of_prompt_keeps_whole_latest_items(lengths, history, most_to
         "generation": title_prompts.prompts(rows, count, target),
         "yes_no": yes_no.prompts(rows, count, np.ones_like(rows, dtype=bool), target[0]),
         "sequence": sequences.sequences(rows, count),
-        "retrieval": retrieval.user_prompts(retrieval.kept(rows, count, None)),
+        "retrieval": retrieval.user_prompts(retrieval.select_histories(rows, count, None)),
     }
     for kind, batch in batches.items():
         text = read(batch)
