@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import recbole_llm
+from recbole_llm.registry import MODELS
 
 PACKAGE = Path(recbole_llm.__file__).parent
 
@@ -61,3 +65,16 @@ def test_no_circle_within_a_room():
         free = {module for module, needs in below.items() if not needs & (below.keys() - {module})}
         assert free, f"these modules import each other: {sorted(below)}"
         below = {module: needs for module, needs in below.items() if module not in free}
+
+
+@pytest.mark.parametrize("room", ["prompt", "backbone"])
+def test_no_model_is_named_below_the_models(room):
+    """Neither in code nor in comments: what a model adds to a prompt or an LLM is a setting that it hands in."""
+    names = re.compile(rf"\b({'|'.join(map(re.escape, MODELS))})\b")
+    named = [
+        f"{file.relative_to(PACKAGE)}, line {number}: {line.strip()}"
+        for file in sorted((PACKAGE / room).rglob("*.py"))
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if names.search(line)
+    ]
+    assert named == []

@@ -1,4 +1,4 @@
-"""A causal LLM's decoder stack, with what a recommender must know of it."""
+"""An LLM as the recommenders use it: input vectors in, hidden states out, whatever its architecture."""
 
 from __future__ import annotations
 
@@ -8,23 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    DynamicCache,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_llm.errors import UserError
 
-# ---- The backbone
-
+SUPPORTED_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 @contextmanager
 def _feed_forward_only_at(read: Tensor, decoder: nn.Module) -> Iterator[None]:
     """Within the context, the last layer's feed-forward network runs at the positions ``read`` only and is 0 elsewhere.
 
-    Architectures that keep it in no module of its own (OPT) run it everywhere.
+    Where the network is no module of its own (OPT), it runs everywhere.
     """
     layers = getattr(decoder, "layers", None) or getattr(decoder, "h", None)
     network = getattr(layers[-1], "mlp", None) if layers is not None else None
@@ -47,29 +41,31 @@ def _feed_forward_only_at(read: Tensor, decoder: nn.Module) -> Iterator[None]:
 
 
 class Backbone(nn.Module):
-    """A causal LLM's decoder stack, with what a recommender must know of it.
+    """An LLM's stack of layers, and the properties that differ between architectures.
 
     Args:
         causal_lm: the whole model.
         tokenizer: its tokenizer.
-        tuning: ``frozen``, ``lora`` or ``full``; what is trained must have been set already.
+        tuning: ``frozen``, ``lora`` or ``full``; ``requires_grad`` must have been set accordingly.
         attn_implementation: ``sdpa``, ``eager`` or ``flash_attention_2``, as loaded.
         identity: see below.
+        causal: see below.
 
     Attributes:
         causal_lm: the whole model, with its output head.
         tokenizer: its tokenizer.
         tuning: see above.
-        frozen: no weight is trained, and dropout is off whatever mode the model is put into.
+        causal: whether a token sees only itself and those before it; else it sees all tokens of its prompt.
+        frozen: no weight is trained, and dropout is off in training mode too.
         input_size: width of the input embeddings.
-        hidden_size: width of the last hidden state (OPT-350m's is that of its embeddings, not that of its layers).
+        hidden_size: width of the last hidden state (in OPT-350m that of its embeddings, not that of its layers).
         layers: decoder layers kept.
-        context_length: most positions that the LLM was trained for.
+        context_length: number of positions that the LLM was trained for.
         is_sliding: whether some layer sees only the latest ``sliding_window`` positions.
         sliding_window: that window, None without one.
         supports_masks: whether :meth:`forward` takes an ``attention_mask`` (flash_attention_2 does not).
-        prefix_ids: what the tokenizer puts before a text (``<s>``, say), often nothing.
-        identity: what a checkpoint must match to be of this backbone; plain values, for JSON.
+        prefix_ids: token ids that the tokenizer puts before a text (such as ``<s>``), often none.
+        identity: what a checkpoint must match to fit this backbone; plain values, for JSON.
     """
 
     def __init__(
@@ -79,12 +75,14 @@ class Backbone(nn.Module):
         tuning: str,
         attn_implementation: str,
         identity: dict[str, Any],
+        causal: bool = True,
     ) -> None:
         super().__init__()
-        # The one registered child: decoder and embedding are parts of it, and must not be counted twice.
+        # The only registered child: decoder and embedding are parts of it, and must not be counted twice.
         self.causal_lm = causal_lm
         self.tokenizer = tokenizer
         self.tuning = tuning
+        self.causal = causal
         self.frozen = tuning == "frozen"
         self.attn_implementation = attn_implementation
         self.identity = identity
@@ -103,12 +101,12 @@ class Backbone(nn.Module):
 
     @property
     def model(self) -> PreTrainedModel:
-        """The decoder stack: embeddings or token ids in, last hidden state out, no vocabulary logits."""
+        """The stack of layers: embeddings or token ids in, last hidden state out, no vocabulary logits."""
         return self.causal_lm.get_decoder()
 
     @property
     def embedding(self) -> nn.Embedding:
-        """Token ids to input vectors; call it rather than index its weight, Gemma's multiplies by sqrt(width)."""
+        """Token ids to input vectors. Call it, do not index its weight: Gemma's multiplies by sqrt(width)."""
         return self.causal_lm.get_input_embeddings()
 
     @property
@@ -118,18 +116,18 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
         return self.embedding.weight.device
 
     def require_output_head(self, name: str, purpose: str) -> None:
-        """Say that vocabulary logits will be read: ``tuning: full`` trains the output head too from here on.
+        """Announce that vocabulary logits will be read: from then on ``tuning: full`` trains the output head, too.
 
         Args:
-            name: what the user calls the LLM.
+            name: the user's name for the LLM.
             purpose: what the logits are for, as in "it cannot ``purpose``".
 
         Raises:
-            UserError: the checkpoint holds the decoder alone.
+            UserError: the checkpoint holds the decoder only.
         """
         if getattr(self.causal_lm, "lacks_output_head", False):
             raise UserError(
@@ -137,6 +135,21 @@ class Backbone(nn.Module):
                 f"recommend_by: retrieval."
             )
         self.causal_lm.get_output_embeddings().requires_grad_(self.tuning == "full")
+
+    def require_causal(self, purpose: str) -> None:
+        """Check that tokens do not see those after them.
+
+        Args:
+            purpose: what needs it, as in "it cannot ``purpose``".
+
+        Raises:
+            UserError: they do.
+        """
+        if not self.causal:
+            raise UserError(
+                f"backbone: {self.identity.get('name')} is bidirectional, its tokens see those after them, so it cannot "
+                f"{purpose}; choose a causal LLM."
+            )
 
     def train(self, mode: bool = True) -> Backbone:
         """Set training mode; a frozen LLM stays in evaluation mode, without dropout."""
@@ -160,26 +173,33 @@ class Backbone(nn.Module):
             inputs_embeds: input vectors ``[B, Q, input_size]``; cast to the weights' type.
             position_ids: ``[B or 1, Q]``.
             attention_mask: None: each token sees the cached ones, itself and those before it, by the fused causal
-                kernel where there is no cache (right padding needs no mask: what stands before it cannot see it). Or a
-                boolean ``[B or 1, 1, Q, K]``, True = may attend, K = cached tokens + Q; every query needs a True.
-                Sliding windows are laid over it by differences of positions.
-            past_key_values: keys and values of earlier tokens, which stand at positions 0, 1, 2, ...; is extended in
-                place. A cache made with gradients enabled passes them on.
-            use_cache: whether to return keys and values.
-            read: boolean ``[B, Q]``, the positions whose result is wanted; None: all. Nothing attends to what the last
-                layer puts out, so that its feed-forward network (the largest part of a layer) runs at these positions
-                alone. Elsewhere the result is meaningless.
+                kernel where there is no cache; right padding needs no mask, since earlier tokens cannot see it. Only
+                for a causal LLM. Or a boolean ``[B or 1, 1, Q, K]``, True = may attend, K = cached tokens + Q; every
+                query needs a True. Sliding windows are applied on top of it, by differences of positions.
+            past_key_values: keys and values of earlier tokens, at positions 0, 1, 2, ...; is extended in place. A cache
+                made with gradients enabled passes them on.
+            use_cache: whether to return keys and values; only for a causal LLM.
+            read: boolean ``[B, Q]``, the positions whose result is used; None: all. Nothing attends to the output of the
+                last layer, so its feed-forward network (the largest part of a layer) runs at these positions only.
+                Elsewhere the result is meaningless.
 
         Returns:
             the last hidden state ``[B, Q, hidden_size]`` after the final norm, and the cache (None without
             ``use_cache``).
+
+        Raises:
+            UserError: the LLM is bidirectional and is given no mask, or a cache; or its attention kernel takes no mask.
         """
+        if attention_mask is None:
+            self.require_causal("be run without an attention mask")
+        if use_cache or past_key_values is not None:
+            self.require_causal("share keys and values between prompts")
         if use_cache and past_key_values is None:
             # Not DynamicCache(config=...): it drops what left the sliding window, and masks would differ by layer.
             past_key_values = DynamicCache()
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         if attention_mask is None and self.supports_masks and not _is_consecutive(position_ids):
-            # transformers takes a jump in the positions for the start of another sequence and hides what is before it.
+            # transformers reads a jump in the positions as the start of another sequence, and hides the tokens before it.
             queries, keys = inputs_embeds.shape[1], seen + inputs_embeds.shape[1]
             attention_mask = torch.ones(queries, keys, dtype=torch.bool, device=inputs_embeds.device).tril(seen)[
                 None, None
@@ -195,10 +215,10 @@ class Backbone(nn.Module):
         return output.last_hidden_state, past_key_values if use_cache else None
 
     def _native(self, attention_mask: Tensor, position_ids: Tensor, seen: int) -> Tensor | dict[str, Tensor]:
-        """Turn "may attend" into what the attention kernel and the kinds of layers take.
+        """Turn "may attend" into the form that the attention kernel and the types of layers take.
 
-        transformers passes a 4-D mask on as it is, so windows are ours to cut: for a model with one kind of layers in
-        that mask, for a mixed one (Gemma 2 and 3, some Qwen) in a dictionary by kind.
+        transformers passes a 4-D mask on unchanged, so sliding windows are applied here: to the mask itself for a model
+        with one type of layers, in a dictionary by type for a mixed one (Gemma 2 and 3, some Qwen).
         """
         if not self.supports_masks:
             raise UserError(
@@ -232,7 +252,7 @@ def _is_consecutive(position_ids: Tensor) -> bool:
 
 
 def layer_types(config: PreTrainedConfig) -> list[str]:
-    """Kind of each layer; a model that names none (Mistral, Phi-3) has its window in all of them."""
+    """Attention type of each layer; a model that names none (Mistral, Phi-3) has its window in all layers."""
     types = getattr(config, "layer_types", None)
     if types is None:
         window = getattr(config, "sliding_window", None)

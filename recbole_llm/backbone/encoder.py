@@ -1,9 +1,9 @@
 """Run prompts through the LLM: vectors in at the slots, hidden states out at the out tokens, nothing computed twice.
 
-Four things make an encoding cheap, and each can be switched off to get the plain path that the tests compare with:
+Four techniques save computation. Each can be switched off, which gives the plain path that the tests compare with:
 
-* Length buckets: prompts are cut into micro-batches that pad as little as pays (``cut_into_micro_batches``). Padding is
-  on the right, where a causal LLM's earlier positions cannot see it, so no padding mask is needed.
+* Length buckets: prompts are cut into micro-batches with little padding (``cut_into_micro_batches``). Padding is on the
+  right, where a causal LLM's earlier positions cannot see it, so no padding mask is needed.
 * ``share_header``: the instruction header is the same in every prompt. Its keys and values are computed once
   and every prompt attends to them.
 * ``share_prefix``: a perturbed prompt repeats its parent up to the first moved item. Only its tail is encoded,
@@ -14,8 +14,8 @@ Four things make an encoding cheap, and each can be switched off to get the plai
       perturbed               . . . c c c b b b . out      attends to  h h h a a a  of its parent
 
   Positions continue those of the prefix, so the result is that of the whole prompt, in value and in gradient.
-* ``skip_unread``: nothing reads what the last layer puts out except at the out tokens, so its feed-forward network runs
-  there only. That is a third of the work with 2 layers, and a fortieth with 30.
+* ``skip_unread``: the output of the last layer is read at the out tokens only, so its feed-forward network runs there
+  only. That saves a third of the work with 2 layers, and a fortieth with 30.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class EncoderSettings:
 
     Attributes:
         micro_batch_tokens: the most padded tokens in one call of the LLM.
-        call_cost: what a call of the LLM costs however few tokens it has, in tokens.
+        call_cost: the fixed cost of one call of the LLM, in tokens.
         share_header: compute the header's keys and values once.
         share_prefix: encode only the tails of perturbed prompts.
         skip_unread: run the last layer's feed-forward network at the out tokens only.
-        recompute: keep no activations between forward and backward, run the forward again (memory against time).
+        recompute: recompute activations in the backward pass instead of storing them, which saves memory and costs time.
     """
 
     micro_batch_tokens: int = 8192
@@ -57,7 +57,14 @@ class EncoderSettings:
 
 @dataclass
 class EncoderCounts:
-    """Work done so far: ``prompts`` asked for, ``tokens`` asked for, ``computed`` tokens run, ``padding`` among them."""
+    """Work done so far.
+
+    Attributes:
+        prompts, tokens: requested.
+        computed: tokens that the LLM was run on.
+        padding: padding tokens among them.
+        calls: of the LLM.
+    """
 
     prompts: int = 0
     tokens: int = 0
@@ -65,8 +72,8 @@ class EncoderCounts:
     padding: int = 0
     calls: int = 0
 
-    def ask(self, batch: PromptBatch, answer_tokens: int = 0) -> None:
-        """Count prompts that are asked for, with the tokens of the answers that are fed behind them."""
+    def add(self, batch: PromptBatch, answer_tokens: int = 0) -> None:
+        """Count requested prompts, with the tokens of the answers that follow them."""
         self.prompts += len(batch)
         self.tokens += int(batch.lengths.sum()) + answer_tokens
 
@@ -77,10 +84,14 @@ class PromptEncoder(nn.Module):
     Args:
         backbone: the LLM.
         settings: see :class:`EncoderSettings`.
+
+    Raises:
+        UserError: the LLM is bidirectional: right padding, shared headers and shared prefixes need a causal one.
     """
 
     def __init__(self, backbone: Backbone, settings: EncoderSettings) -> None:
         super().__init__()
+        backbone.require_causal("encode padded prompts, or share their headers and prefixes")
         self.backbone = backbone
         self.settings = settings
         self.counts = EncoderCounts()
@@ -91,7 +102,7 @@ class PromptEncoder(nn.Module):
 
         Args:
             batch: N prompts.
-            vectors: what goes into the slots and out tokens, ``[V + out tokens, input size]``; row order as in
+            vectors: the input vectors of slots and out tokens, ``[V + out tokens, input size]``; row order as in
                 ``PromptBatch.vector_index``.
 
         Returns:
@@ -106,7 +117,7 @@ class PromptEncoder(nn.Module):
         lengths = batch.lengths
         shares = self.settings.share_prefix and (batch.parent >= 0).any()
         originals = np.flatnonzero(batch.parent < 0) if shares else np.arange(len(batch))
-        self.counts.ask(batch)
+        self.counts.add(batch)
 
         outputs, rows = [], []
         micro_batches = cut_into_micro_batches(
@@ -117,7 +128,7 @@ class PromptEncoder(nn.Module):
             tails = np.flatnonzero(np.isin(batch.parent, group)) if shares else group[:0]
             arguments = (batch, group, tails, header_length, header, tokens, vector_index, vectors)
             if self.settings.recompute and torch.is_grad_enabled():
-                # The RNG state matters only where the LLM has dropout, that is where it is trained.
+                # The RNG state matters only with dropout, that is where the LLM is trained.
                 hidden = checkpoint(
                     self._encode_group, *arguments, use_reentrant=False, preserve_rng_state=not self.backbone.frozen
                 )
@@ -145,7 +156,7 @@ class PromptEncoder(nn.Module):
         return header, batch.header_length
 
     def clear(self) -> None:
-        """Forget what was computed from the LLM's weights. Call it where they have moved to another device."""
+        """Drop stored keys and values. Call it when the LLM's weights have moved to another device."""
         self._headers.clear()
 
     def _encode_group(
@@ -199,9 +210,9 @@ class PromptEncoder(nn.Module):
         vectors: Tensor,
         use_cache: bool,
     ) -> tuple[Tensor, DynamicCache | None]:
-        """Run the LLM over each prompt's tokens after its first ``prefix`` ones, which ``past`` holds.
+        """Run the LLM on each prompt's tokens after its first ``prefix`` ones, whose keys and values ``past`` holds.
 
-        ``past`` is ``past_length`` long in every row; a row sees its first ``prefix`` entries only.
+        ``past`` has ``past_length`` entries in every row; a row sees its first ``prefix`` entries only.
         """
         device = tokens.device
         starts = batch.offsets[prompts] + prefix

@@ -1,78 +1,71 @@
-"""Asking an LLM behind an OpenAI-compatible chat endpoint, for models that are only ever prompted.
+"""Prompts answered by an LLM behind an OpenAI-compatible chat endpoint.
 
-A run over a test split is thousands of requests, hours and money, so that what matters here is what is left of it
-where something goes wrong:
+The ``openai`` client retries, waits and times out. What is added here is what a run over a whole test split needs:
 
-* every answer is on disk before the next one is waited for, under the hash of what was asked: a run that was killed
-  asks only what is missing, and a finished one is repeated without a request, a key or the ``openai`` package;
-* a prompt without an answer is an :class:`Answer` with the reason, and the run goes on; where going on is in vain (no
-  connection, no credit, a key that was revoked) the remaining prompts are marked as not asked;
-* the key is read from an environment variable when it is needed. No setting, file, log or message holds it.
+* Each answer is on disk as soon as it arrives, under the hash of its request: a run that was killed asks only for what is
+  missing, and a finished one is repeated without a request, a key or the ``openai`` package.
+* A prompt without an answer is an :class:`Answer` with the reason, and the run goes on; where no further prompt can be
+  answered (no connection, no credit, a revoked key), the remaining ones are marked as not asked.
+* The key is read from an environment variable when it is needed. No setting, file, log or message holds it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
 import hashlib
 import json
 import logging
 import math
 import os
-import queue
-import random
 import re
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import urlsplit
 
+from recbole_llm.backbone.answers_file import AnswersFile
 from recbole_llm.errors import UserError
 
-__all__ = ["Answer", "EndpointSettings", "ask", "how_many_incomplete"]
+__all__ = ["Answer", "EndpointSettings", "ask_endpoint"]
 
 logger = logging.getLogger(__name__)
 
-Request = Mapping[str, Any]  # the body of a chat-completions request
+_LONGEST_WAIT = 120.0  # seconds; an endpoint whose Retry-After is longer gets no further request (nor does the client wait)
+_PAUSE = 0.5  # seconds before a prompt whose answer is not a chat completion is sent again
+_SHORTEST_SECRET = 8  # shorter keys are placeholders for local servers ("EMPTY"), and words that an answer may contain
 
-# A run that is interrupted waits this long (seconds) for its open connections to be closed, then leaves them.
-_FAREWELL = 5.0
-
-# How often (seconds) the waiting thread looks up: some platforms deliver Ctrl-C only then.
-_LOOK_UP = 0.2
-
-# Shorter keys are the placeholders that local servers want ("EMPTY"): no secrets, and words that an answer may hold.
-_SHORTEST_SECRET = 8
-
-_RECORD_START = b'{"key": "'
+# Least value, whether the bound itself is allowed, and whether the number must be whole.
+_NUMBERS = {
+    "temperature": (0, True, False),
+    "max_tokens": (1, True, True),
+    "timeout": (0, False, False),
+    "retries": (0, True, True),
+    "parallel_requests": (1, True, True),
+    "give_up_after": (1, True, True),
+}
 
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """What is asked, and with how much patience.
+    """Which endpoint is asked, and how.
 
     Attributes:
         base_url: the endpoint without ``/chat/completions``, such as ``https://api.openai.com/v1``.
         model: its name at the endpoint.
-        api_key_variable: name of the environment variable with the key, such as ``OPENAI_API_KEY``. None: the endpoint
-            wants no key, as most local servers. Never the key itself.
-        temperature: 0 for the likeliest answer. None: not sent, for models that refuse any.
+        api_key_variable: name of the environment variable with the key, such as ``OPENAI_API_KEY``; never the key itself.
+            None: the endpoint needs no key, as most local servers.
+        temperature: 0 for the most likely answer. None: not sent, for models that refuse any.
         max_tokens: longest answer, in tokens. None: not sent, the endpoint's own limit.
-        timeout: seconds that one request may take from start to end. An answer that comes later is lost, and may be
-            paid for.
+        timeout: seconds that one try of a request may take. A later answer is lost, and may be paid for.
         retries: how often a request is repeated after an error that may pass, 0 or more.
         parallel_requests: how many requests are open at the same time. Affects only the speed.
         answers_file: JSON lines, one per answer, read at the start and appended to. One run at a time may use it.
-            None: answers are not kept.
-        backoff: seconds before the first retry, at most; doubled with every further one.
-        longest_wait: seconds; no retry waits longer. An endpoint that asks for more (``Retry-After``) is asked no more.
-        give_up_after: so many prompts in a row without a connection, each after its retries, end the run.
+            None: answers are not stored.
+        give_up_after: the run ends after this many prompts in a row without a connection.
 
     Raises:
         UserError: a value is out of its range, ``base_url`` is no URL or holds a password, or ``api_key_variable`` does
@@ -88,74 +81,55 @@ class EndpointSettings:
     retries: int = 5
     parallel_requests: int = 8
     answers_file: str | os.PathLike | None = None
-    backoff: float = 1.0
-    longest_wait: float = 300.0
     give_up_after: int = 5
 
     def __post_init__(self) -> None:
         _check_url(self.base_url)
         if not isinstance(self.model, str) or not self.model.strip():
             raise UserError("model must be the name of a model at the endpoint")
-        # Capitals only: most keys (sk-..., gsk_..., hf_..., hexadecimal) then fail here, before a message repeats them.
+        # Capitals only: most keys (sk-..., gsk_..., hexadecimal) fail here, before a message can repeat them.
         variable = self.api_key_variable
         if variable is not None and not (isinstance(variable, str) and re.fullmatch("[A-Z_][A-Z0-9_]{0,63}", variable)):
             raise UserError(
                 "api_key_variable must be the name of an environment variable in capitals, such as OPENAI_API_KEY, "
                 "not the key itself"
             )
-        for name, least, whole in (
-            ("temperature", 0, False),
-            ("max_tokens", 1, True),
-            ("timeout", None, False),
-            ("retries", 0, True),
-            ("parallel_requests", 1, True),
-            ("backoff", 0, False),
-            ("longest_wait", 0, False),
-            ("give_up_after", 1, True),
-        ):
+        for name, (least, inclusive, whole) in _NUMBERS.items():
             value = getattr(self, name)
             if value is None and name in ("temperature", "max_tokens"):
                 continue
-            kinds = int if whole else (int, float)
-            is_number = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-            if not is_number or (value <= 0 if least is None else value < least):
-                what = "a whole number" if whole else "a number"
-                bound = "above 0" if least is None else f"of at least {least}"
-                raise UserError(f"{name} must be {what} {bound}, not {value!r}")
+            is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+            if not is_number or not math.isfinite(value) or value < least or (value == least and not inclusive):
+                kind, bound = "a whole number" if whole else "a number", "of at least" if inclusive else "above"
+                raise UserError(f"{name} must be {kind} {bound} {least}, not {value!r}")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one prompt: either a text, or one sentence on why there is none."""
+    """The answer to one prompt: a text, or one sentence that says why there is none."""
 
     text: str | None
     error: str | None = None
 
 
-def how_many_incomplete(answers: Sequence[Answer]) -> int:
-    """Count the prompts that got no answer; to ask again with the same ``answers_file`` asks only these."""
-    return sum(answer.text is None for answer in answers)
-
-
-def ask(
+def ask_endpoint(
     prompts: Sequence[str],
     settings: EndpointSettings,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Answer]:
-    """Ask every prompt as the only message of a chat, and return the answers in the order of the prompts.
+    """Send every prompt as the only message of a chat, and return the answers in the order of the prompts.
 
     Answers that ``settings.answers_file`` holds for the same model, parameters and prompt are taken from there,
-    whichever endpoint gave them. A prompt that appears twice is asked once. Errors that may pass (no connection, a
-    timeout, HTTP 408, 409, 429 and 5xx, an answer without text) are retried after an exponentially growing, randomised
-    wait, or when the endpoint says; nothing that failed is written to the file.
+    whichever endpoint gave them. A prompt that appears twice is sent once. Errors that may pass (no connection, a
+    timeout, HTTP 408, 409, 429 and 5xx, an answer without text) are retried; failures are not written to the file.
 
     Ctrl-C ends the open requests and raises KeyboardInterrupt; the answers so far are in the file.
 
     Args:
-        prompts: texts; an empty sequence asks nothing.
+        prompts: texts.
         settings: see there.
-        on_progress: called in this thread with the number of prompts that are done (answered or failed) and of all
-            prompts, after each one and once for those in the file.
+        on_progress: called with the number of prompts that are done (answered or failed) and of all prompts, after each
+            answer and once for those in the file.
 
     Returns:
         ``len(prompts)`` answers.
@@ -165,53 +139,46 @@ def ask(
             address (HTTP 401 or 404 before any answer in this run), or ``answers_file`` cannot be read or written.
     """
     if isinstance(prompts, str):
-        raise TypeError("prompts must be a sequence of texts: a single one would be asked letter by letter")
-    requests: dict[str, Request] = {}
-    keys = []
-    for prompt in prompts:
-        request = _request(prompt, settings)
-        key = _key(request)
-        requests[key] = request
-        keys.append(key)
+        raise TypeError("prompts must be a sequence of texts, not a single text")
+    requests = [_request(prompt, settings) for prompt in prompts]
+    keys = [hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest() for request in requests]
+    file = AnswersFile(settings.answers_file)
+    texts, copies = file.read(), Counter(keys)
+    answers = {key: Answer(texts[key]) for key in keys if key in texts}
+    missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in answers}
 
-    file = _AnswersFile(settings.answers_file)
-    texts = file.read()
-    answers = {key: Answer(texts[key]) for key in requests if key in texts}
-    missing = {key: request for key, request in requests.items() if key not in answers}
-
-    copies = Counter(keys)
     done = sum(copies[key] for key in answers)
     if done and on_progress:
         on_progress(done, len(keys))
+
+    def store(key: str, answer: Answer) -> None:
+        nonlocal done
+        if answer.text is not None:
+            file.add(key, settings.model, answer.text)
+        answers[key] = answer
+        done += copies[key]
+        if on_progress:
+            on_progress(done, len(keys))
+
     reason = ""
     if missing:
-        api_key = _read_key(settings)
-        openai = _import_openai()
-        with file, _quiet_requests(), _Run(openai, settings, api_key, missing, file) as run:
-            for key, answer in run.results():
-                answers[key] = answer
-                done += copies[key]
-                if on_progress:
-                    on_progress(done, len(keys))
+        run = _Run(_read_key(settings), _import_openai(), settings)
+        with file, _quiet_loggers():
+            run.run(missing, store)
         reason = run.stop_reason
-    not_asked = Answer(None, f"not asked: {reason}")
-    return [answers.get(key, not_asked) for key in keys]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Before the first request
-# ---------------------------------------------------------------------------------------------------------------------
+    return [answers.get(key, Answer(None, f"not asked: {reason}")) for key in keys]
 
 
 def _check_url(url: str) -> None:
-    example = "such as https://api.openai.com/v1 or http://localhost:8000/v1"
     try:
         parts = urlsplit(url)
         complete = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0  # .port may raise
     except (ValueError, AttributeError, TypeError):
         complete = False
     if not complete:
-        raise UserError(f"base_url must be the address of a chat endpoint, {example}")
+        raise UserError(
+            "base_url must be the address of a chat endpoint, such as https://api.openai.com/v1 or http://localhost:8000/v1"
+        )
     if parts.username or parts.password:
         raise UserError("base_url must not hold a password: put the key in an environment variable (api_key_variable)")
 
@@ -219,21 +186,17 @@ def _check_url(url: str) -> None:
 def _request(prompt: str, settings: EndpointSettings) -> dict[str, Any]:
     request: dict[str, Any] = {"model": settings.model, "messages": [{"role": "user", "content": prompt}]}
     if settings.temperature is not None:
-        request["temperature"] = float(settings.temperature)  # 0 and 0.0 are the same question
+        request["temperature"] = float(settings.temperature)  # 0 and 0.0 are the same request
     if settings.max_tokens is not None:
         request["max_tokens"] = settings.max_tokens
     return request
 
 
-def _key(request: Request) -> str:
-    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-
-
 def _import_openai() -> ModuleType:
     try:
-        import openai
+        import openai  # lazily: an optional extra
     except ImportError:
-        raise UserError("Asking an endpoint needs the openai package: pip install recbole-llm[endpoint]") from None
+        raise UserError('An endpoint needs the openai package: pip install "recbole-llm[endpoint]"') from None
     return openai
 
 
@@ -251,9 +214,9 @@ def _read_key(settings: EndpointSettings) -> str | None:
 
 
 @contextlib.contextmanager
-def _quiet_requests() -> Iterator[None]:
-    """Keep the HTTP client from logging a line per request at level INFO, unless its logger was set up on purpose."""
-    loggers = [logging.getLogger(name) for name in ("httpx", "httpx2")]
+def _quiet_loggers() -> Iterator[None]:
+    """Hide the client's line per request or retry at level INFO, unless its logger has a level of its own."""
+    loggers = [logging.getLogger(name) for name in ("httpx", "httpx2", "openai")]
     loggers = [other for other in loggers if other.level == logging.NOTSET]
     for other in loggers:
         other.setLevel(logging.WARNING)
@@ -264,389 +227,186 @@ def _quiet_requests() -> Iterator[None]:
             other.setLevel(logging.NOTSET)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The file of answers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class _AnswersFile:
-    """JSON lines ``{"key": sha256 of the request, "model": its name, "text": the answer}``; open while a context."""
-
-    def __init__(self, path: str | os.PathLike | None):
-        self.path = None if path is None else Path(path)
-        self._whole = 0  # bytes, up to the end of the last whole record
-        self._ends_line = True
-        self._file: BinaryIO | None = None
-
-    def read(self) -> dict[str, str]:
-        """Return key -> text; of several records with the same key the last.
-
-        Raises:
-            UserError: the file cannot be read, or holds something that is no answer.
-        """
-        texts: dict[str, str] = {}
-        if self.path is None:
-            return texts
-        try:
-            with open(self.path, "rb") as file:
-                for number, line in enumerate(file, 1):
-                    ends = line.endswith(b"\n")
-                    record = _parse_record(line)
-                    if record is not None:
-                        texts[record["key"]] = record["text"]
-                    elif line.strip():
-                        # Only what a killed run can have left is passed over, and later cut off: the start of a record.
-                        if not ends and (line.startswith(_RECORD_START) or _RECORD_START.startswith(line)):
-                            break
-                        raise UserError(
-                            f"{self.path}, line {number}: not an answer; delete the line, or name another answers_file"
-                        )
-                    self._whole += len(line)
-                    self._ends_line = ends
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise UserError(f"answers_file {self.path} cannot be read: {error.strerror}") from None
-        return texts
-
-    def __enter__(self) -> _AnswersFile:
-        if self.path is not None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = open(self.path, "ab")
-                if self._file.tell() > self._whole:
-                    self._file.truncate(self._whole)
-                if not self._ends_line:
-                    self._file.write(b"\n")
-            except OSError as error:
-                raise self._cannot_write(error) from None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def add(self, key: str, model: str, text: str) -> None:
-        if self._file is None:
-            return
-        # ASCII only: half a surrogate pair in an answer has no UTF-8.
-        line = json.dumps({"key": key, "model": model, "text": text}) + "\n"
-        try:
-            self._file.write(line.encode("ascii"))
-            self._file.flush()
-        except OSError as error:
-            raise self._cannot_write(error) from None
-
-    def _cannot_write(self, error: OSError) -> UserError:
-        return UserError(f"answers_file {self.path} cannot be written: {error.strerror}; name another file")
-
-
-def _parse_record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if isinstance(record, dict) and isinstance(record.get("key"), str) and isinstance(record.get("text"), str):
-        return record
-    return None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The requests
-# ---------------------------------------------------------------------------------------------------------------------
-
-
+@dataclass
 class _Failure(Exception):
-    """One request without an answer.
+    """A request without an answer.
 
     Attributes:
         sentence: why.
-        retry: whether the same request may succeed later.
-        retry_after: seconds, where the endpoint says when.
         status: of HTTP, where there was an answer.
         unreachable: there was no connection.
-        ends_run: no other prompt would fare better.
+        ends_run: no other prompt would be answered.
+        send_again: the client took the response for a success and did not retry.
     """
 
-    def __init__(
-        self,
-        sentence: str,
-        *,
-        retry: bool,
-        retry_after: float | None = None,
-        status: int | None = None,
-        unreachable: bool = False,
-        ends_run: bool = False,
-    ):
-        super().__init__(sentence)
-        self.sentence = sentence
-        self.retry = retry
-        self.retry_after = retry_after
-        self.status = status
-        self.unreachable = unreachable
-        self.ends_run = ends_run
+    sentence: str
+    status: int | None = None
+    unreachable: bool = False
+    ends_run: bool = False
+    send_again: bool = False
 
 
 class _Run:
-    """The requests of one call of :func:`ask`, on an event loop in a thread of its own; none outlives the context.
+    """The requests of one call of :func:`ask_endpoint`; none outlives :meth:`run`.
 
-    An event loop, because only there a request can be given up at any moment: at its deadline however slowly the answer
-    trickles in, or by Ctrl-C. A thread, because the caller may have a running loop already (a notebook has), and
-    because Ctrl-C then hits the caller's thread alone and cannot tear a line of the file.
+    Attributes:
+        stop_reason: why no further prompt is sent; empty while prompts are sent.
     """
 
-    def __init__(
-        self,
-        openai: ModuleType,
-        settings: EndpointSettings,
-        api_key: str | None,
-        requests: Mapping[str, Request],
-        file: _AnswersFile,
-    ):
+    def __init__(self, api_key: str | None, openai: ModuleType, settings: EndpointSettings) -> None:
         self.stop_reason = ""
-        self._openai = openai
-        self._settings = settings
-        self._api_key = api_key
-        self._requests = requests
-        self._file = file
-        self._finished: queue.SimpleQueue[tuple[str, Answer] | None] = queue.SimpleQueue()
-        self._error: BaseException | None = None
-        self._stopped = asyncio.Event()
+        self._api_key, self._openai, self._settings = api_key, openai, settings
         self._answered = False
         self._unreachable = 0  # prompts in a row
-        self._not_before = 0.0  # on the loop's clock: the endpoint wants no request earlier
-        self._random = random.Random()  # its own: the global one belongs to the seeded experiment
+        self._cancel: Callable[[], Any] = lambda: None
+        parts = urlsplit(settings.base_url)
+        self._address = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
-    def __enter__(self) -> _Run:
-        self._loop = asyncio.new_event_loop()
-        self._task = self._loop.create_task(self._ask_all())
-        self._thread = threading.Thread(target=self._work, name="endpoint", daemon=True)
-        self._thread.start()
-        return self
+    def run(self, requests: Mapping[str, Mapping[str, Any]], store: Callable[[str, Answer], None]) -> None:
+        """Send all requests, and give each answer to ``store`` as it comes."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            asyncio.run(self._send_all(requests, store))
+            return
+        # A notebook has a running loop, and a loop cannot run inside another: use a thread.
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(asyncio.run, self._send_all(requests, store))
+            try:
+                future.result()
+            except BaseException:  # Ctrl-C hits this thread alone
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    self._cancel()
+                raise
 
-    def __exit__(self, *_: object) -> None:
-        # Here and not in a `finally` of results(): Python 3.11 can raise Ctrl-C at the head of a loop that opens a
-        # `try` block outside of that block.
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing to cancel
-            self._loop.call_soon_threadsafe(self._task.cancel)
-        self._thread.join(_FAREWELL)
+    async def _send_all(self, requests: Mapping[str, Mapping[str, Any]], store: Callable[[str, Answer], None]) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+        settings, slots = self._settings, asyncio.Semaphore(self._settings.parallel_requests)
+        async with self._openai.AsyncOpenAI(
+            base_url=settings.base_url,
+            api_key=self._api_key or "none",  # the client requires one
+            timeout=self._openai.Timeout(settings.timeout, connect=min(10.0, settings.timeout / 2)),
+            max_retries=settings.retries,
+        ) as client:
 
-    def results(self) -> Iterator[tuple[str, Answer]]:
-        """Yield (key, answer) as they come; those of requests that were not made because the run ended are missing.
+            async def send(key: str, request: Mapping[str, Any]) -> tuple[str, Answer | None]:
+                async with slots:
+                    return key, await self._answer(client, request)
+
+            tasks = [asyncio.ensure_future(send(key, request)) for key, request in requests.items()]
+            try:
+                for finished in asyncio.as_completed(tasks):
+                    key, answer = await finished
+                    if answer is not None:
+                        store(key, answer)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _answer(self, client: Any, request: Mapping[str, Any]) -> Answer | None:
+        """Send one request; None: the run had ended before.
 
         Raises:
-            UserError: see :func:`ask`.
+            UserError: HTTP 401 or 404 before any answer.
         """
-        while True:
-            try:
-                result = self._finished.get(timeout=_LOOK_UP)
-            except queue.Empty:
-                continue
-            if result is None:
-                break
-            yield result
-        if self._error is not None:
-            raise self._error
-
-    def _work(self) -> None:
-        try:
-            self._loop.run_until_complete(self._task)
-        except asyncio.CancelledError:
-            pass
-        except BaseException as error:  # for the caller's thread to raise
-            self._error = error
-        finally:
-            self._loop.close()
-            self._finished.put(None)
-
-    async def _ask_all(self) -> None:
-        settings = self._settings
-        client = self._openai.AsyncOpenAI(
-            base_url=settings.base_url,
-            api_key=self._api_key or "none",  # the client insists on one
-            # The deadline of the whole request is ours. A connection that takes half of it never comes.
-            timeout=self._openai.Timeout(None, connect=min(10.0, settings.timeout / 2)),
-            max_retries=0,
-        )
-        async with client:
-            # The unparsed response: what the client makes of nonsense differs between its versions.
-            create = client.chat.completions.with_raw_response.create
-            waiting = iter(self._requests.items())
-            workers = [
-                asyncio.ensure_future(self._ask_some(create, waiting))
-                for _ in range(min(settings.parallel_requests, len(self._requests)))
-            ]
-            try:
-                await asyncio.gather(*workers)
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
-
-    async def _ask_some(self, create: Callable[..., Any], waiting: Iterator[tuple[str, Request]]) -> None:
-        """Take one request after the other from ``waiting``, which all workers share."""
-        for key, request in waiting:
-            answer = await self._ask_one(create, request)
-            if answer is None:
-                return
-            if answer.text is not None:
-                self._file.add(key, self._settings.model, answer.text)
-            self._finished.put((key, answer))
-
-    async def _ask_one(self, create: Callable[..., Any], request: Request) -> Answer | None:
-        """Make a request and its retries. None: the run ended before the first try."""
         failure = None
-        tries = 0
-        while tries <= self._settings.retries and (failure is None or failure.retry):
-            if failure is not None:
-                await self._pause(self._wait_after(tries, failure))
-            await self._wait_for_endpoint()
-            if self._stopped.is_set():
+        for _ in range(self._settings.retries + 1):
+            if self.stop_reason:
                 break
-            tries += 1
+            if failure is not None:
+                await asyncio.sleep(_PAUSE)
             try:
-                text = await self._try(create, request)
+                text = self._text_of(await self._response(client, request))
             except _Failure as error:
                 failure = error
+                if not failure.send_again:
+                    break
             else:
                 self._answered, self._unreachable = True, 0
                 return Answer(text)
-            if not failure.unreachable:
-                self._unreachable = 0
-            self._consider_stopping(failure)
         if failure is None:
             return None
-        if failure.unreachable:
-            self._unreachable += 1
-            if self._unreachable >= self._settings.give_up_after:
-                self._stop(f"{self._unreachable} prompts in a row: {failure.sentence}")
-        return Answer(None, f"{failure.sentence} ({tries} tries)" if tries > 1 else failure.sentence)
-
-    def _consider_stopping(self, failure: _Failure) -> None:
         if failure.status in (401, 404) and not self._answered:
-            self._error = self._error or UserError(self._remedy(failure))
+            self.stop_reason = failure.sentence
+            raise UserError(self._remedy(failure))
+        self._unreachable = self._unreachable + 1 if failure.unreachable else 0
+        if failure.ends_run:
             self._stop(failure.sentence)
-        elif failure.ends_run:
-            self._stop(failure.sentence)
-        elif failure.retry_after is not None and failure.retry_after > self._settings.longest_wait:
-            self._stop(f"the endpoint wants no request for {failure.retry_after:.0f} seconds ({failure.sentence})")
-        elif failure.retry_after is not None:
-            # The endpoint's limits count all requests, so all of them wait.
-            self._not_before = max(self._not_before, asyncio.get_running_loop().time() + failure.retry_after)
+        elif self._unreachable >= self._settings.give_up_after:
+            self._stop(f"{self._unreachable} prompts in a row: {failure.sentence}")
+        return Answer(None, failure.sentence)
 
     def _stop(self, reason: str) -> None:
-        """Begin no further request. Those that are open go on: they may be answered, and are paid for."""
-        if not self._stopped.is_set():
+        """Send no further prompt. Open requests go on: they may be answered, and are paid for."""
+        if not self.stop_reason:
             self.stop_reason = reason
-            self._stopped.set()
-            if self._error is None:
-                logger.warning("No more prompts are asked: %s", reason)
+            logger.warning("No more prompts are asked: %s", reason)
 
-    def _remedy(self, failure: _Failure) -> str:
-        settings = self._settings
-        if failure.status == 404:
-            return (
-                f"{self._address}/chat/completions has no model {settings.model!r} or does not exist "
-                f"({failure.sentence}): set base_url and model"
-            )
-        if settings.api_key_variable is None:
-            return (
-                f"{self._address} wants a key ({failure.sentence}): name the environment variable that holds it in "
-                "api_key_variable"
-            )
-        return (
-            f"{self._address} refuses the key in the environment variable {settings.api_key_variable} "
-            f"({failure.sentence}): set it to a valid key"
-        )
-
-    @property
-    def _address(self) -> str:
-        parts = urlsplit(self._settings.base_url)
-        return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-
-    # --- waiting ---
-
-    def _wait_after(self, tries: int, failure: _Failure) -> float:
-        if failure.retry_after is not None:
-            return failure.retry_after * self._random.uniform(1.0, 1.1)  # never before, and not all at once
-        longest = min(self._settings.backoff * 2.0 ** min(tries - 1, 64), self._settings.longest_wait)
-        return longest * self._random.uniform(0.5, 1.0)
-
-    async def _wait_for_endpoint(self) -> None:
-        # Anew after each pause: meanwhile another request may have been told to wait longer.
-        clock = asyncio.get_running_loop()
-        while not self._stopped.is_set() and (seconds := self._not_before - clock.time()) > 0:
-            await self._pause(seconds)
-
-    async def _pause(self, seconds: float) -> None:
-        """Sleep, but no longer than the run lasts."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopped.wait()
-
-    # --- one request ---
-
-    async def _try(self, create: Callable[..., Any], request: Request) -> str:
-        openai, timeout = self._openai, self._settings.timeout
+    async def _response(self, client: Any, request: Mapping[str, Any]) -> str:
+        """The body of a successful response, with the client's retries."""
+        openai, settings = self._openai, self._settings
+        # The client's timeout starts anew with each byte: this limit ends a response that never gets complete.
+        limit = settings.timeout * (settings.retries + 1) + _LONGEST_WAIT * settings.retries
         try:
-            async with asyncio.timeout(timeout):
-                response = await create(**request)
-                body = response.http_response.text
+            async with asyncio.timeout(limit):
+                # The unparsed response: what the client makes of malformed ones differs between its versions.
+                response = await client.chat.completions.with_raw_response.create(**request)
+                return self._without_key(response.http_response.text)
         except openai.APIStatusError as error:
             raise self._failure_of_status(error) from None
         except (TimeoutError, openai.APITimeoutError) as error:
             if type(error.__cause__).__name__ == "ConnectTimeout":
-                raise _Failure(f"no connection to {self._address} in time", retry=True, unreachable=True) from None
-            raise _Failure(f"no answer within {timeout:g} seconds", retry=True) from None
+                raise _Failure(f"no connection to {self._address} in time", unreachable=True) from None
+            raise _Failure(f"no answer within {settings.timeout:g} seconds") from None
         except openai.APIConnectionError as error:
             cause = self._short(str(error.__cause__ or error)) or type(error.__cause__).__name__
-            raise _Failure(f"no connection to {self._address}: {cause}", retry=True, unreachable=True) from None
-        except Exception as error:  # whatever the client cannot send or read: this prompt's loss, not the run's
-            raise _Failure(f"{type(error).__name__}: {self._short(str(error))}", retry=False) from None
-        return self._text_of(self._without_key(body))
+            raise _Failure(f"no connection to {self._address}: {cause}", unreachable=True) from None
+        except Exception as error:  # what the client cannot send or read: this prompt fails, the run goes on
+            raise _Failure(f"{type(error).__name__}: {self._short(str(error))}") from None
 
     def _failure_of_status(self, error: Any) -> _Failure:
-        status = error.status_code
-        body = error.body if isinstance(error.body, dict) else {}
-        if isinstance(body.get("error"), dict):
-            body = body["error"]
-        message = body.get("message")
-        if not isinstance(message, str):
-            message = error.response.text
-        # Both are refusals that no waiting mends, though the first comes as "too many requests".
-        no_credit = body.get("code") == "insufficient_quota" or status == 402
-        return _Failure(
-            f"HTTP {status}: {self._short(message) or 'no message'}",
-            retry=(status in (408, 409, 429) or status >= 500) and not no_credit,
-            retry_after=_retry_after(error.response.headers) if status in (429, 503) and not no_credit else None,
-            status=status,
-            ends_run=no_credit or status == 401,
-        )
+        status, body = error.status_code, error.body if isinstance(error.body, dict) else {}
+        body = body["error"] if isinstance(body.get("error"), dict) else body
+        message = body.get("message") if isinstance(body.get("message"), str) else error.response.text
+        sentence = f"HTTP {status}: {self._short(message) or 'no message'}"
+        with contextlib.suppress(ValueError):  # a date
+            seconds = float(error.response.headers.get("retry-after", 0))
+            if status in (429, 503) and seconds > _LONGEST_WAIT:
+                return _Failure(f"{sentence} (the endpoint wants no request for {seconds:.0f} seconds)", status, ends_run=True)
+        no_credit = status == 402 or body.get("code") == "insufficient_quota"
+        return _Failure(sentence, status, ends_run=no_credit or status == 401)
 
     def _text_of(self, body: str) -> str:
-        """Return the text of a chat completion.
-
-        Raises:
-            _Failure: there is none.
-        """
+        """The text of a chat completion."""
         try:
             reply = json.loads(body)
         except (ValueError, RecursionError):
-            raise _Failure(f"the answer is not JSON: {self._short(body) or 'empty'}", retry=True) from None
+            raise _Failure(f"the answer is not JSON: {self._short(body) or 'empty'}", send_again=True) from None
         choices = reply.get("choices") if isinstance(reply, dict) else None
         choice = choices[0] if isinstance(choices, list) and choices else None
         message = choice.get("message") if isinstance(choice, dict) else None
         if not isinstance(message, dict):
-            raise _Failure(f"the answer is no chat completion: {self._short(body)}", retry=True)
+            raise _Failure(f"the answer is no chat completion: {self._short(body)}", send_again=True)
         content, ending = message.get("content"), choice.get("finish_reason")
         if isinstance(content, str) and content.strip():
             return content
         if isinstance(message.get("refusal"), str):
-            raise _Failure(f"the model refused: {self._short(message['refusal'])}", retry=False)
-        if ending == "length":
-            # As models do that spend their tokens on reasoning first. The next try would, too, and is paid for.
-            raise _Failure("max_tokens were used up before any text", retry=False)
-        raise _Failure(f"the answer has no text (finish_reason {ending})", retry=ending != "content_filter")
+            raise _Failure(f"the model refused: {self._short(message['refusal'])}")
+        if ending == "length":  # as with models that spend their tokens on reasoning; sent again, it would be paid again
+            raise _Failure("max_tokens were used up before any text")
+        raise _Failure(f"the answer has no text (finish_reason {ending})", send_again=ending != "content_filter")
+
+    def _remedy(self, failure: _Failure) -> str:
+        settings, said = self._settings, failure.sentence
+        if failure.status == 404:
+            where = f"{self._address}/chat/completions"
+            return f"{where} has no model {settings.model!r} or does not exist ({said}): set base_url and model"
+        variable = settings.api_key_variable
+        if variable is None:
+            return f"{self._address} needs a key ({said}): name its environment variable in api_key_variable"
+        return f"{self._address} refuses the key in the environment variable {variable} ({said}): set it to a valid key"
 
     def _without_key(self, text: str) -> str:
         key = self._api_key
@@ -655,21 +415,3 @@ class _Run:
     def _short(self, text: str, length: int = 200) -> str:
         text = " ".join(self._without_key(text).split())
         return text if len(text) <= length else text[: length - 3] + "..."
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that ``Retry-After`` asks for: a number, a date, or milliseconds in OpenAI's own header."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        try:
-            seconds = float(value) * unit
-        except ValueError:
-            try:
-                seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-            except (ValueError, TypeError, OverflowError):
-                continue
-        if math.isfinite(seconds):
-            return max(seconds, 0.0)
-    return None

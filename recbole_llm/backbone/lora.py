@@ -1,4 +1,4 @@
-"""LoRA matrices: added, saved in PEFT's format, merged into the weights."""
+"""LoRA matrices: adding them, saving them in PEFT's format, merging them into the weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from recbole_llm.backbone.backbone import Backbone
 from recbole_llm.backbone.reading import quiet_transformers
@@ -21,7 +19,7 @@ from recbole_llm.errors import UserError, first_line
 from recbole_llm.files import written_folder
 
 
-def add_lora(causal_lm: PreTrainedModel, wanted: BackboneSettings) -> dict[str, Any]:
+def add_lora(causal_lm: PreTrainedModel, settings: BackboneSettings) -> dict[str, Any]:
     """Add trainable low-rank matrices (Hu et al., 2022, https://arxiv.org/abs/2106.09685) to the decoder, in place.
 
     Returns:
@@ -31,39 +29,37 @@ def add_lora(causal_lm: PreTrainedModel, wanted: BackboneSettings) -> dict[str, 
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
     decoder = causal_lm.get_decoder()
-    modules = wanted.lora_target_modules or KNOWN.get(decoder.config.model_type) or "all-linear"
-    settings = {
-        "r": wanted.lora_r,
-        "alpha": wanted.lora_alpha,
+    modules = settings.lora_target_modules or KNOWN.get(decoder.config.model_type) or "all-linear"
+    identity = {
+        "r": settings.lora_r,
+        "alpha": settings.lora_alpha,
         "target_modules": modules if isinstance(modules, str) else sorted(modules),
     }
-    convolutions = any(
-        type(module).__name__ == "Conv1D" for module in decoder.modules()
-    )  # GPT-2's transposed linear layers
+    transposed = any(type(module).__name__ == "Conv1D" for module in decoder.modules())  # GPT-2's linear layers
     config = LoraConfig(
-        r=wanted.lora_r,
-        lora_alpha=wanted.lora_alpha,
-        lora_dropout=wanted.lora_dropout,
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
         target_modules=modules,
-        fan_in_fan_out=convolutions,
+        fan_in_fan_out=transposed,
     )
-    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # peft looks for them on the very module that it adapts
+    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # peft reads them from the module that it adapts
         setattr(decoder, flag, getattr(causal_lm, flag, False))
     try:
         inject_adapter_in_model(config, decoder)
-        causal_lm.adapter_settings = config  # for save_adapter
+        causal_lm.adapter_settings = config  # for adapter_config
     except ValueError as error:
         raise UserError(
-            f"lora_target_modules: {modules} does not fit {wanted.backbone}: {first_line(error)}."
+            f"lora_target_modules: {modules} does not fit {settings.backbone}: {first_line(error)}."
         ) from None
     for parameter in decoder.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return settings
+    return identity
 
 
 def trained_weights(backbone: Backbone) -> dict[str, Tensor]:
-    """What training may have changed of the LLM, by the names of the plain LLM, LoRA matrices multiplied out."""
+    """The weights that training may have changed, by their names in the LLM without LoRA, LoRA matrices merged."""
     if backbone.identity["tuning"] == "lora":
         return {
             f"{name}.weight": module.base_layer.weight.float() + module.get_delta_weight("default")
@@ -74,7 +70,7 @@ def trained_weights(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def load_weights(backbone: Backbone, weights: Mapping[str, Tensor]) -> None:
-    """Put :func:`trained_weights` of an equal LLM into this one, whatever is trained of it.
+    """Copy :func:`trained_weights` of an equal LLM into this one, whatever its tuning.
 
     Raises:
         UserError: weights that this LLM does not have.
@@ -88,7 +84,7 @@ def load_weights(backbone: Backbone, weights: Mapping[str, Tensor]) -> None:
 
 
 def adapter_tensors(backbone: Backbone) -> dict[str, Tensor]:
-    """The LoRA matrices by the names that PEFT gives them in a file; empty where there are none."""
+    """The LoRA matrices by their names in a PEFT file; empty where there are none."""
     return {
         f"base_model.model.{name.replace('.default.', '.')}": parameter
         for name, parameter in backbone.causal_lm.named_parameters()
@@ -97,9 +93,9 @@ def adapter_tensors(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def adapter_config(backbone: Backbone) -> dict[str, Any]:
-    """What PEFT's ``adapter_config.json`` says of the LoRA matrices, JSON-ready.
+    """The content of PEFT's ``adapter_config.json`` for the LoRA matrices, as plain values for JSON.
 
-    With :func:`adapter_tensors` it makes a folder that ``PeftModel.from_pretrained`` reads over the same LLM, cut to the
+    A folder with it and :func:`adapter_tensors` is read by ``PeftModel.from_pretrained`` over the same LLM, cut to the
     same layers.
     """
     config = backbone.causal_lm.adapter_settings.to_dict()
@@ -111,10 +107,10 @@ def adapter_config(backbone: Backbone) -> dict[str, Any]:
 
 @contextmanager
 def merged_adapter(backbone: Backbone) -> Iterator[None]:
-    """Within the context, LoRA matrices are added to the weights that they adapt, which saves their products.
+    """Within the context, LoRA matrices are added to the weights that they adapt, which saves multiplying by them.
 
-    Afterwards the weights are what they were, bit for bit: copies wait in main memory. In bfloat16 the sums are rounded,
-    and so are the results. LoRA matrices must not change within the context.
+    Afterwards the weights are restored bit for bit, from copies in main memory. In bfloat16 the sums are rounded, and so
+    are the results. LoRA matrices must not change within the context.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -133,12 +129,12 @@ def merged_adapter(backbone: Backbone) -> Iterator[None]:
 def save_merged(backbone: Backbone, folder: Path) -> None:
     """Write the LLM with its LoRA matrices merged, and its tokenizer, as a Hugging Face folder of safetensors.
 
-    The folder may be the ``backbone`` of another run, and ``AutoModelForCausalLM.from_pretrained`` reads it. Only the
-    layers that were kept are in it, in the type of the weights.
+    The folder may be the ``backbone`` of another run, and ``AutoModelForCausalLM.from_pretrained`` reads it. It holds only
+    the layers that were kept, in the type of the weights.
     """
     causal_lm = backbone.causal_lm
     head = causal_lm.get_output_embeddings()
-    # A head that was not read but made up must not pass for one that was.
+    # A head that was drawn at random, since the checkpoint has none, is not saved.
     left_out = set(map(id, head.parameters())) if getattr(causal_lm, "lacks_output_head", False) else set()
     with merged_adapter(backbone), written_folder(folder) as made, quiet_transformers():
         weights = {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,18 @@ from transformers import (
 from recbole_llm.backbone.settings import BackboneSettings
 from recbole_llm.errors import UserError, first_line
 
-# What reading a damaged, foreign or incomplete model raises. Not RuntimeError, by which torch also runs out of memory.
+# What reading a damaged, foreign or incomplete model raises. Not RuntimeError: torch raises it when out of memory, too.
 UNREADABLE = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError),
     *(SafetensorError, StrictDataclassError, struct.error),
 )
+# Files of a model that are read: weights, configurations, tokenizer.
+_MODEL_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken")
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bar and no report on the layers that we leave out."""
+    """Hide progress bars, and reports on the layers that are left out."""
     from transformers.utils import logging as hf_logging
 
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
@@ -50,26 +54,88 @@ def quiet_transformers() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def fingerprint(path: Path) -> str:
-    """Sha256 over name, size and first MB of each file of a model: tells models apart without reading gigabytes."""
-    files = sorted(path.glob("*.safetensors")) + sorted(path.glob("*.json")) if path.is_dir() else [path]
+def model_digest(path: Path, subfolders: bool = False) -> str:
+    """Sha256 over all bytes of a model: of each file in its folder that can be read as a part of it, or of its one file.
+
+    Args:
+        path: a folder, or a file.
+        subfolders: whether files in subfolders are parts of the model.
+    """
+    if path.is_file():
+        files = [path]
+    else:
+        found = path.rglob("*") if subfolders else path.glob("*")
+        files = sorted(file for file in found if file.suffix in _MODEL_FILES and file.is_file())
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(1 << 20))
+        name = file.relative_to(path).as_posix() if file != path else file.name
+        status = file.stat()
+        digest.update(f"{name} {_file_digest(file, status.st_size, status.st_mtime_ns, status.st_ino)}\n".encode())
     return digest.hexdigest()
 
 
+@cache  # gigabytes are read once per process
+def _file_digest(file: Path, size: int, mtime_ns: int, inode: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_weight_files(folder: Path, key: str, name: str) -> None:
+    """Refuse a model whose weights are not all safetensors in its folder, before anything is loaded.
+
+    Args:
+        folder: of the model.
+        key, name: the setting that names it, and its value; for messages.
+
+    Raises:
+        UserError: no safetensors, or an index that names anything else.
+    """
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
+        why = (
+            "has its weights pickled, which can run code when they are read; save them as safetensors "
+            "(save_pretrained does) first"
+            if pickled
+            else "has no weights (*.safetensors)"
+        )
+        raise UserError(f"{key}: the folder {name} {why}.")
+    check_weight_indexes(folder, key, name)
+
+
+def check_weight_indexes(folder: Path, key: str, name: str) -> None:
+    """Refuse an index of weights that names anything but safetensors in its folder; see :func:`check_weight_files`."""
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        try:
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{key}: {index.name} of {name} cannot be read: {first_line(error)}.") from None
+        for file in sorted(files, key=str):
+            _check_weight_file(file, (".safetensors",), f"{key}: {index.name} of {name}")
+
+
+def check_named_weights(config: PreTrainedConfig, key: str, name: str) -> None:
+    """Refuse a configuration that names other weights than safetensors in its folder; see :func:`check_weight_files`."""
+    weights = getattr(config, "transformers_weights", None)
+    if weights is not None:
+        _check_weight_file(weights, (".safetensors", ".safetensors.index.json"), f"{key}: config.json of {name}")
+
+
+def _check_weight_file(file: Any, endings: tuple[str, ...], place: str) -> None:
+    if not isinstance(file, str) or not file.endswith(endings):
+        raise UserError(f"{place} names {file} as its weights; only safetensors are read.")
+    if Path(file).name != file or "\\" in file:
+        raise UserError(f"{place} names {file} as its weights, which is not in the folder; only files in it are read.")
+
+
 def read_model(
-    folder: Path, gguf_file: str | None, wanted: BackboneSettings, dtype: torch.dtype
+    folder: Path, gguf_file: str | None, settings: BackboneSettings, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, str]:
-    """Read a causal LM, its first layers only where fewer are wanted, from local files alone.
+    """Read a causal LM, or its first layers, from local files only.
 
     Returns:
         the model and its attention kernel.
     """
-    name = wanted.backbone
+    name = settings.backbone
     if gguf_file is None:
         _check_folder(folder, name)
     source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -80,26 +146,24 @@ def read_model(
         config = AutoConfig.from_pretrained(folder, **source)
     except UNREADABLE as error:
         raise UserError(f"backbone: the configuration of {name} cannot be read: {first_line(error)}.") from None
-    if wanted.layers is not None:
-        keep_layers(config, wanted.layers, name)
+    if settings.layers is not None:
+        keep_layers(config, settings.layers, name)
     if gguf_file is None:
         source["use_safetensors"] = True
-        weights = getattr(config, "transformers_weights", None)
-        if weights is not None and not str(weights).endswith((".safetensors", ".safetensors.index.json")):
-            raise UserError(f"backbone: {name} names {weights} as its weights; only safetensors are read.")
+        check_named_weights(config, "backbone", name)
     elif hasattr(transformers, "GgufConfig"):
         # Else a newer transformers may keep the weights packed, for kernels that it fetches from the hub.
         source["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    if wanted.quantization is not None:
+    if settings.quantization is not None:
         if getattr(config, "quantization_config", None) is not None:
-            raise UserError(f"backbone_quantization: {name} is quantised already; set backbone_quantization to None.")
-        source["quantization_config"] = _quantization_config(wanted.quantization, dtype)
-        source["device_map"] = {"": wanted.device}  # quantised where it will stay, layer by layer
+            raise UserError(f"backbone_quantization: {name} is quantized already; set backbone_quantization to None.")
+        source["quantization_config"] = _quantization_config(settings.quantization, dtype)
+        source["device_map"] = {"": settings.device}  # quantized on its own device, layer by layer
 
-    kernels = ("sdpa", "eager") if wanted.attn_implementation == "auto" else (wanted.attn_implementation,)
+    kernels = ("sdpa", "eager") if settings.attn_implementation == "auto" else (settings.attn_implementation,)
     if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) is not None:
-        # Gemma 2: older versions of transformers run it with sdpa, which silently leaves out the capping of its scores.
-        if wanted.attn_implementation == "sdpa":
+        # Gemma 2: older versions of transformers run it with sdpa, which silently omits the capping of its scores.
+        if settings.attn_implementation == "sdpa":
             raise UserError(f"attn_implementation: {name} caps its attention scores, which sdpa cannot; use auto.")
         kernels = tuple(kernel for kernel in kernels if kernel != "sdpa")
     for kernel in kernels:
@@ -112,7 +176,7 @@ def read_model(
             # A kernel that the architecture lacks is refused before any weight is read, also with a ValueError.
             if kernel != kernels[-1]:
                 continue
-            if wanted.attn_implementation != "auto" and _is_about_attention(error):
+            if settings.attn_implementation != "auto" and _is_about_attention(error):
                 raise UserError(
                     f"attn_implementation: {name} has no {kernel} ({first_line(error)}); use auto."
                 ) from None
@@ -122,7 +186,7 @@ def read_model(
                 raise
             raise UserError(f"backbone: the weights of {name} do not fit its config.json.") from None
     head = model.get_output_embeddings()
-    # Representations need no output head: a checkpoint of the bare decoder is as good. Writing titles does need one.
+    # Representations need no output head: a checkpoint of the decoder alone is enough. Generation needs one.
     of_head = {key for key, module in model.named_modules() if module is head}
     missing = sorted(key for key in report["missing_keys"] if key.rpartition(".")[0] not in of_head)
     if missing:
@@ -134,7 +198,7 @@ def read_model(
 
 
 def _quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """What bitsandbytes is to make of the weights, for transformers.
+    """How bitsandbytes quantizes the weights, for transformers.
 
     4bit: NF4 (Dettmers et al., 2023, https://arxiv.org/abs/2305.14314), computing in ``dtype``; 8bit: LLM.int8 (Dettmers et
     al., 2022, https://arxiv.org/abs/2208.07339).
@@ -149,7 +213,7 @@ def _is_about_attention(error: BaseException) -> bool:
 
 
 def _check_folder(folder: Path, name: str) -> None:
-    """Say what a folder lacks, before transformers looks elsewhere for it."""
+    """Report what a folder lacks, before transformers looks elsewhere for it."""
     if not (folder / "config.json").is_file():
         adapter = (folder / "adapter_config.json").is_file()
         why = "holds an adapter only; merge it into its model first" if adapter else "has no config.json"
@@ -158,15 +222,7 @@ def _check_folder(folder: Path, name: str) -> None:
         raise UserError(
             f"backbone: the folder {name} holds an adapter beside its model; merge the adapter into the model first."
         )
-    if not any(folder.glob("*.safetensors")):
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
-        why = (
-            "has its weights pickled, which can run code when they are read; save them as safetensors "
-            "(save_pretrained does) first"
-            if pickled
-            else "has no weights (*.safetensors)"
-        )
-        raise UserError(f"backbone: the folder {name} {why}.")
+    check_weight_files(folder, "backbone", name)
 
 
 def check_gguf_package() -> None:
@@ -186,13 +242,13 @@ def read_tokenizer(folder: Path, gguf_file: str | None, name: str) -> PreTrained
 
 
 def keep_layers(config: PreTrainedConfig, layers: int, name: str) -> None:
-    """Let a configuration ask for its first layers only; the final norm stays."""
+    """Reduce a configuration to its first layers; the final norm stays."""
     config = config.get_text_config(decoder=True)
     total = config.num_hidden_layers
     if layers > total:
         raise UserError(f"backbone_layers must be from 1 to {total} for {name}, not {layers}.")
     config.num_hidden_layers = layers
     for key, value in list(vars(config).items()):
-        # layer_types and its like: one entry for each layer.
+        # Lists with an entry for each layer, such as layer_types.
         if isinstance(value, (list, tuple)) and len(value) == total and not key.endswith("_token_id"):
             setattr(config, key, value[:layers])

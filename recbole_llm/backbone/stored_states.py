@@ -1,8 +1,8 @@
-"""Hidden states that an LLM which does not move gives for prompts that do not change: computed once, kept on disk.
+"""Hidden states of a frozen LLM for fixed prompts, computed once and stored on disk.
 
-A file holds the states of one list of prompts, named by a digest of everything that they follow from: the LLM, the vectors
-that go into the prompts, the data, and the token ids themselves. A later run with the same finds it; anything else
-makes another. It is read through the page cache, so that it may be larger than the memory.
+A file holds the states of one list of prompts. Its name holds a digest of everything that the states depend on: the LLM, the
+vectors that go into the prompts, the data, and the token ids. A later run with the same inputs finds it; other inputs give
+another file. It is memory-mapped, so that it may be larger than the memory.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class StoredStates:
 
     Args:
         place: folder and beginning of the name of the file.
-        identity: whatever the states depend on beside the prompts.
+        identity: everything that the states depend on beside the prompts.
         encode: prompts to the states at their out tokens, prompt by prompt, float32 ``[P, width]``.
         width: of a state.
         build: makes the prompts of rows int64 ``[n]``.
-        rows: how many prompts there are.
+        rows: number of prompts.
 
     Attributes:
-        file: where the states are, a NumPy array float32 ``[all out tokens, width]``.
-        reads: how many states each prompt has, int64 ``[rows]``.
+        file: the file of the states, a NumPy array float32 ``[all out tokens, width]``.
+        reads: number of states of each prompt, int64 ``[rows]``.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class StoredStates:
         self._row_of: dict[bytes, int] = {}
         self.file = place.with_name(f"{place.name}-{digest.hexdigest()[:16]}.npy")
         if not self.file.is_file():
-            getLogger().info(f"Hidden states of {rows:,} prompts: computing them once; they will be kept in {self.file}")
+            getLogger().info(f"Hidden states of {rows:,} prompts: computing them once; they will be stored in {self.file}")
             self.file.parent.mkdir(parents=True, exist_ok=True)
 
             def write(temporary: Path) -> None:
@@ -72,7 +72,7 @@ class StoredStates:
         self._values = np.load(self.file, mmap_mode="r", allow_pickle=False)
 
     def name_rows(self, history: np.ndarray, lengths: np.ndarray) -> None:
-        """Let :meth:`rows_of` find the rows by their histories, item ids int64 ``[rows, L]``, right padded."""
+        """Make the rows known to :meth:`rows_of` by their histories, item ids int64 ``[rows, L]``, right padded."""
         self._row_of = {key: row for row, key in enumerate(_names(history, lengths))}
 
     def rows_of(self, history: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -93,7 +93,7 @@ def _parts(rows: int) -> Iterator[np.ndarray]:
 
 
 def _names(history: np.ndarray, lengths: np.ndarray) -> Iterator[bytes]:
-    """A short name of each history (whole, it would take more memory than the states' index)."""
+    """A short hash of each history: the histories themselves would take more memory than the index of the states."""
     return (
         hashlib.blake2b(items[:length].astype(np.int64).tobytes(), digest_size=16).digest()
         for items, length in zip(history, lengths.tolist(), strict=True)

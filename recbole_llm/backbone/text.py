@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from transformers import (
-    PreTrainedTokenizerBase,
-)
-
-# ---- Text
+from transformers import PreTrainedTokenizerBase
 
 _TEXTS_AT_ONCE = 4096
 _SENTINELS = ("\n", ":", "|", "#")
@@ -17,9 +13,9 @@ _SENTINELS = ("\n", ":", "|", "#")
 def encode_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Turn texts into token ids, each as it reads in the middle of a prompt.
 
-    Nothing is put before or after a text, and what looks like a special token (``</s>``, ``<|im_end|>``) is plain text:
-    no special token comes out. Tokenizers in SentencePiece's manner put a space before whatever they get; there the
-    text is encoded behind another character, whose tokens are then cut off.
+    Nothing is added before or after a text, and what looks like a special token (``</s>``, ``<|im_end|>``) is encoded as
+    plain text. Tokenizers like SentencePiece's put a space before their input; for them the text is encoded after
+    another character, whose tokens are then cut off.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -39,7 +35,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[li
     leads = _leads(encode)
     ids: list[list[int]] = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        # Half a surrogate pair is no Unicode text, and tokenizers refuse it.
+        # Tokenizers refuse half a surrogate pair, which is not valid Unicode.
         chunk = [text.encode("utf-8", "replace").decode() for text in texts[start : start + _TEXTS_AT_ONCE]]
         found: dict[int, list[int]] = {}
         for sentinel, head in leads:
@@ -47,7 +43,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[li
             for index, encoded in zip(rest, encode([sentinel + chunk[index] for index in rest]), strict=True):
                 if encoded[: len(head)] == head:
                     found[index] = encoded[len(head) :]
-        # Where the text's first characters merge with every sentinel, its own encoding is the next best.
+        # Where the text's first characters merge with every sentinel, its own encoding is the best approximation.
         rest = [index for index in range(len(chunk)) if index not in found]
         found.update(zip(rest, encode([chunk[index] for index in rest]), strict=True))
         ids += [found[index] for index in range(len(chunk))]
@@ -55,7 +51,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[li
 
 
 def _leads(encode: Callable[[list[str]], list[list[int]]]) -> list[tuple[str, list[int]]]:
-    """Return the characters to encode behind, with their tokens; none where a tokenizer puts nothing before a text."""
+    """Return the characters to encode texts after, with their tokens; none where a tokenizer adds nothing before a text."""
     leads = []
     for sentinel in _SENTINELS:
         head, both, alone = encode([sentinel, sentinel + "a", "a"])

@@ -8,7 +8,7 @@ from recbole.config import Config
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_llm.backbone.endpoint import EndpointSettings, ask
+from recbole_llm.backbone.endpoint import EndpointSettings, ask_endpoint
 from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
@@ -65,4 +65,4 @@ class ZeroShot(LLMRecommender):
             return super().score(interaction, candidates)
         listed, generator = candidates.cpu().numpy(), self.form.generator
         prompts = generator.prompt_texts(*self.history_items(interaction), listed)
-        return generator.score_answers([answer.text for answer in ask(prompts, self.endpoint)], listed)
+        return generator.score_answers([answer.text for answer in ask_endpoint(prompts, self.endpoint)], listed)

@@ -1,4 +1,4 @@
-"""A batch of prompts, ragged: token ids, where the vectors go in, where the hidden states come out."""
+"""A ragged batch of prompts: token ids, positions of the input vectors, positions whose hidden states are read."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SLOT_TOKEN = -1  # stands where an item's vector goes in
-OUT_TOKEN = -2  # stands where a learned out-token vector goes in and the hidden state is read out
-USER_TOKEN = -3  # stands where the vector of the prompt's user goes in
-MARKER_TOKEN = -4  # stands where the learned vector goes in that says what follows: RSLLM's [DSR]
+# Placeholders among the token ids, by what replaces them:
+SLOT_TOKEN = -1  # an item's vector
+OUT_TOKEN = -2  # a learned vector; the hidden state at its position is read
+USER_TOKEN = -3  # the vector of the prompt's user
+MARKER_TOKEN = -4  # a learned vector that announces an item's vector
 
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """N prompts laid end to end, without padding::
+    """N concatenated prompts, without padding::
 
         tokens       7 7 4 4 4 -1 8 -2 | 7 7 5 5 -1 8 -2
         offsets      0                   8               15
@@ -33,8 +34,8 @@ class PromptBatch:
         header_length: leading tokens that all prompts have in common.
         parent: for a perturbed prompt the prompt whose beginning it shares, else -1; int64 ``[N]``.
         shared: how many leading tokens a perturbed prompt has in common with its parent, header included; int64 ``[N]``.
-        pooled: first token, and the one behind the last, of the part of each prompt whose hidden states are averaged where
-            that is wanted: the history, or the item; int64 ``[N, 2]``, within the prompt. None: prompts without such a part.
+        pooled: start and end, within the prompt, of the part of each prompt whose hidden states can be averaged: the
+            history, or the item; int64 ``[N, 2]``. None: prompts without such a part.
     """
 
     tokens: np.ndarray
@@ -49,7 +50,7 @@ class PromptBatch:
     pooled: np.ndarray | None = None
 
     @classmethod
-    def of(
+    def build(
         cls,
         tokens: np.ndarray,
         offsets: np.ndarray,
@@ -63,8 +64,11 @@ class PromptBatch:
     ) -> PromptBatch:
         """Locate slots and out tokens in ``tokens`` and build the batch.
 
-        ``reads``: how many out tokens each prompt has, int64 ``[N]``, at least 1, where that differs; they all take the same
-        vector, ``out_tokens`` being 1.
+        Args:
+            reads: number of out tokens of each prompt, int64 ``[N]``, at least 1, where prompts differ in it; they all take
+                the same vector then, and ``out_tokens`` is 1.
+
+        The other arguments are attributes, or what the attributes follow from.
         """
         count = len(offsets) - 1
         vector_items, slot_row = np.unique(slot_items, return_inverse=True)
@@ -114,8 +118,8 @@ class PromptBatch:
 def cut_into_micro_batches(lengths: np.ndarray, budget: int, call_cost: int) -> list[np.ndarray]:
     """Partition prompts into padded micro-batches at the least total cost.
 
-    A micro-batch of n prompts, the longest of l tokens, costs ``n * l + call_cost``: what it pads to, plus what a call
-    costs however small it is. Over prompts sorted by length the best partition is found by dynamic programming.
+    A micro-batch of n prompts, the longest of l tokens, costs ``n * l + call_cost``: its padded tokens, plus the fixed cost
+    of a call. Dynamic programming finds the best partition of the prompts sorted by length.
 
     Args:
         lengths: tokens in each prompt, int64 ``[N]``.

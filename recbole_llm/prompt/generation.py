@@ -1,4 +1,4 @@
-"""Prompts that are answered by a title: a history, the candidates, and a question."""
+"""Prompts for generation: a history, the candidates, and a request for a title."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import numpy as np
 
 from recbole_llm.errors import UserError
 from recbole_llm.prompt.batch import USER_TOKEN, PromptBatch
-from recbole_llm.prompt.pieces import USER_SENTENCE, Encode, PieceTable, after_user_slot, slot_tokens
+from recbole_llm.prompt.pieces import Encode, PieceTable, after_user_slot, latest_that_fit, slot_tokens
 
 
 @dataclass(frozen=True)
 class TitlePromptSettings:
-    """The wording of the prompts that are answered by a title, and their limits.
+    """The wording of the prompts for generation, and their limits.
 
     Attributes:
-        templates: each with ``{history}`` and, behind it, ``{candidates}``.
+        templates: each with ``{history}`` and, after it, ``{candidates}``.
         history_length: the most items of the history; the latest are kept.
         max_prompt_tokens: the most tokens in a prompt; whole oldest items of the history go first, candidates never.
         max_item_tokens: the most tokens of one item's text.
-        item_vectors: whether a text is followed by its item's slot (LLaRA's hybrid prompt).
+        item_vectors: whether an item's text is followed by its slot.
         user_vector: whether the prompt begins with the slot of the user's representation.
+        user_sentence: announces the user's slot.
         context_length: the most tokens that the LLM can hold, prompt and answer together.
-        marker: whether a learned vector stands before each slot (RSLLM's [DSR]).
+        marker: whether a learned vector stands before each slot.
     """
 
     templates: Sequence[str]
@@ -33,6 +34,7 @@ class TitlePromptSettings:
     max_item_tokens: int = 256
     item_vectors: bool = True
     user_vector: bool = False
+    user_sentence: str = "This is user representation from recommendation models:"
     context_length: int = 2048
     marker: bool = False
 
@@ -51,7 +53,7 @@ class TitlePrompts:
         end_id: the token that ends an answer.
 
     Raises:
-        UserError: a template without its two places.
+        UserError: a template without its two placeholders.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class TitlePrompts:
         self._title = self.table.append([ids[: settings.max_item_tokens] for ids in encode(list(item_texts))])
         before = list(prefix_ids)
         if settings.user_vector:
-            before += [*encode([USER_SENTENCE])[0], USER_TOKEN]
+            before += [*encode([settings.user_sentence])[0], USER_TOKEN]
         self._prefix, self._slot, self._end = self.table.append(
             [before, slot_tokens(settings.item_vectors, settings.marker), [end_id]]
         )
@@ -117,9 +119,8 @@ class TitlePrompts:
         fixed = size[self._prefix] + size[parts].sum(axis=1) + (size[self._title[candidates]] + around).sum(axis=1)
         answer = size[self._title[candidates]].max(axis=1) + around + 1
         room = np.minimum(self.settings.max_prompt_tokens, self.settings.context_length - answer) - fixed
-        entry = np.where(column < count[:, None], size[self._title[items]] + around, 0)
-        kept = (np.cumsum(entry[:, ::-1], axis=1)[:, ::-1] <= room[:, None]) & (column < count[:, None])
-        kept[np.arange(rows), count - 1] = True
+        entry = size[self._title[items]] + around
+        kept = latest_that_fit(entry, column < count[:, None], room)
         if (fixed + (entry * kept).sum(axis=1) + answer > self.settings.context_length).any():
             raise UserError(
                 f"{listed} candidates do not fit into the LLM's {self.settings.context_length} tokens: lower max_item_tokens, "
@@ -133,13 +134,13 @@ class TitlePrompts:
         tokens, starts = self.table.gather(pieces.ravel())
         slots = np.concatenate([items, candidates], axis=1)[np.concatenate([kept, candidates > 0], axis=1)]
         offsets = starts[:: pieces.shape[1]]
-        return PromptBatch.of(
+        return PromptBatch.build(
             tokens=tokens,
             offsets=offsets,
             slot_items=slots if self.settings.item_vectors else slots[:0],
             out_tokens=0,
             header_length=0,
-            # The history's pieces stand behind the prefix and the template's opening.
+            # The history's pieces come after the prefix and the template's opening.
             pooled=starts[np.arange(0, pieces.size, pieces.shape[1])[:, None] + [2, 2 + most * width]] - offsets[:-1, None],
         )
 
@@ -148,7 +149,7 @@ class TitlePrompts:
         pieces = np.stack([np.full(len(items), self._prefix), *self._entry(items)], axis=1)
         tokens, starts = self.table.gather(pieces.ravel())
         offsets = starts[:: pieces.shape[1]]
-        return PromptBatch.of(
+        return PromptBatch.build(
             tokens=tokens,
             offsets=offsets,
             slot_items=items if self.settings.item_vectors else items[:0],

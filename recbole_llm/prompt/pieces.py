@@ -1,4 +1,4 @@
-"""Pieces of prompts: token ids of fixed text and of items, tokenized once per data set."""
+"""Pieces of prompts: token ids of fixed text and of items, tokenized once per dataset."""
 
 from __future__ import annotations
 
@@ -71,16 +71,29 @@ class PieceTable:
         return self._flat[source], starts
 
 
+def latest_that_fit(sizes: np.ndarray, inside: np.ndarray, room: np.ndarray | int) -> np.ndarray:
+    """Choose the items of each history that a prompt can hold: the latest ones, whole; the latest of all in any case.
+
+    Args:
+        sizes: tokens of each item, with all that a prompt puts around it, int64 ``[B, L]``.
+        inside: which columns hold an item, bool ``[B, L]``, oldest first.
+        room: the most tokens of all items of a row, int64 ``[B]`` or a number for all rows.
+
+    Returns:
+        bool ``[B, L]``, within ``inside``.
+    """
+    from_latest = np.cumsum(np.where(inside, sizes, 0)[:, ::-1], axis=1)[:, ::-1]
+    place = np.cumsum(inside[:, ::-1], axis=1)[:, ::-1]  # 1 = the latest item
+    return inside & ((place == 1) | (from_latest <= np.reshape(room, (-1, 1))))
+
+
 def slot_tokens(item_vectors: bool, marker: bool) -> list[int]:
-    """What follows an item's text: its slot, behind a marker where there are markers; nothing in prompts of text alone."""
+    """Tokens after an item's text: its slot, after a marker where there are markers; none in text-only prompts."""
     if not item_vectors:
         return []
     return [MARKER_TOKEN, SLOT_TOKEN] if marker else [SLOT_TOKEN]
 
 
-USER_SENTENCE = "This is user representation from recommendation models:"
-
-
 def after_user_slot(sentence: str) -> str:
-    """The opening of a prompt where the user's slot stands before it."""
+    """The opening of a prompt that begins with the user's slot."""
     return f", and {sentence[:1].lower()}{sentence[1:]}"

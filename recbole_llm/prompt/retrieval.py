@@ -1,13 +1,13 @@
 """Prompts as sequences of pieces: fixed text, item text, vector slots and out tokens.
 
-A prompt is never a string. Every fixed text, rank, date and item text is tokenized once and kept in one ragged
-table of token ids (:class:`PieceTable`); a prompt is a list of piece numbers, and a batch of prompts is one gather.
-Slots are known by position, so that no title, whatever it contains, can be taken for a slot or an out token::
+A prompt is never a string. Every fixed text, rank, date and item text is tokenized once and stored in one ragged table of
+token ids (:class:`~recbole_llm.prompt.pieces.PieceTable`); a prompt is a list of piece numbers, and a batch of prompts is one
+gather. Slots are known by position, so that no title, whatever it contains, can be taken for a slot or an out token::
 
     pieces   header | rank 1 | date | title A | quote | SLOT | joint | rank 2 | date | title B | ... | request | OUT
     tokens   17 4 9   22 3     8 1    5 5 9     2       -1     7       22 4     8 1    6 6 6           31 8      -2
 
-User prompts (LLM-SRec Table 2, LLM-STAR Figure 3)::
+User prompts (Kim et al., "Lost in Sequence", KDD 2025, table 2)::
 
     {sentence} Item No.{rank}, Time: {YYYY-MM-DD}, "{title}"[SeqItemEmb],... {request}[UserOut]
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recbole_llm.prompt.batch import OUT_TOKEN, USER_TOKEN, PromptBatch
-from recbole_llm.prompt.pieces import USER_SENTENCE, Encode, PieceTable, after_user_slot, slot_tokens
+from recbole_llm.prompt.pieces import Encode, PieceTable, after_user_slot, latest_that_fit, slot_tokens
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,11 @@ class PromptSettings:
         history_length: the most items in a user prompt; the latest are kept.
         max_prompt_tokens: the most tokens in a prompt; whole oldest items go first.
         max_item_tokens: the most tokens of one item's text.
-        item_vectors: whether an item's text is followed by its [SeqItemEmb] slot.
-        user_vector: whether a user prompt begins with the slot of the user's representation (CoLLM, A-LLMRec).
-        out_tokens: how many out tokens end a prompt (1 in LLM-SRec; 3, averaged, in its LoRA baselines).
-        marker: whether a learned vector stands before each slot (RSLLM's [DSR]).
+        item_vectors: whether an item's text is followed by its slot.
+        user_vector: whether a user prompt begins with the slot of the user's representation.
+        user_sentence: announces the user's slot.
+        out_tokens: how many out tokens end a prompt.
+        marker: whether a learned vector stands before each slot.
     """
 
     sentence: str = "This user has made a series of purchases in the following order:"
@@ -51,6 +52,7 @@ class PromptSettings:
     max_item_tokens: int = 256
     item_vectors: bool = True
     user_vector: bool = False
+    user_sentence: str = "This is user representation from recommendation models:"
     out_tokens: int = 1
     marker: bool = False
 
@@ -59,7 +61,7 @@ class PromptBuilder:
     """Builds user and item prompts of a dataset from item ids.
 
     Args:
-        encode: see :class:`PieceTable`.
+        encode: see :class:`~recbole_llm.prompt.pieces.PieceTable`.
         item_texts: text of each item, index = internal item id; index 0 is padding.
         settings: wording and limits.
         format_dates: turns float64 timestamps into ``YYYY-MM-DD`` texts; None where the dataset has no dates.
@@ -83,11 +85,11 @@ class PromptBuilder:
             [list(prefix_ids), slot_tokens(settings.item_vectors, settings.marker), [OUT_TOKEN] * settings.out_tokens]
         )
         vector_words = "item title and item embedding are" if settings.item_vectors else "item title is"
-        before_title = 'Time: ' if format_dates is not None else '"'
+        before_title = "Time: " if format_dates is not None else '"'
         opening, self._opening = settings.sentence, [self._prefix]
         if settings.user_vector:
             opening = after_user_slot(opening)
-            self._opening += [*self.table.texts([USER_SENTENCE]), *self.table.append([[USER_TOKEN]])]
+            self._opening += [*self.table.texts([settings.user_sentence]), *self.table.append([[USER_TOKEN]])]
         self._sentence, self._request, self._quote, self._joint, self._item_header, self._item_request = self.table.texts(
             [
                 opening,
@@ -115,7 +117,7 @@ class PromptBuilder:
         pieces = np.tile(np.array(template, dtype=np.int64), (len(items), 1))
         pieces[:, 2] = self._title[items]
         tokens, starts = self.table.gather(pieces.ravel())
-        return PromptBatch.of(
+        return PromptBatch.build(
             tokens=tokens,
             offsets=starts[:: len(template)],
             slot_items=items if self.settings.item_vectors else items[:0],
@@ -123,8 +125,8 @@ class PromptBuilder:
             header_length=self._header_tokens["item"],
         )
 
-    def kept(self, history: np.ndarray, lengths: np.ndarray, timestamps: np.ndarray | None) -> Histories:
-        """Choose the part of each history that its prompt can hold: the latest items, whole.
+    def select_histories(self, history: np.ndarray, lengths: np.ndarray, timestamps: np.ndarray | None) -> Histories:
+        """Choose the items of each history that its prompt shows: the latest that fit.
 
         Args:
             history: item ids int64 ``[B, L]``, right padded with 0, oldest first.
@@ -144,17 +146,12 @@ class PromptBuilder:
             times = np.take_along_axis(np.asarray(timestamps, dtype=np.float64), source, axis=1)
             dates[inside] = self.table.texts([f'{date}, "' for date in self.format_dates(times[inside])])
 
-        # Whole oldest items go until the prompt fits. Ranks are renumbered, so the rank pieces of the kept items change
-        # with the number kept: count with the longest rank piece, which never keeps too much.
+        # The ranks, and so their pieces, depend on how many items are kept: the longest rank piece never keeps too many.
         entry = self.table.lengths[self._title[items]] + self.table.lengths[self._rank].max()
         entry += self.table.lengths[[self._quote, self._slot, self._joint]].sum()
         entry += np.where(dates >= 0, self.table.lengths[dates], 0)
-        entry[~inside] = 0
         fixed = self._header_tokens["opening"] + self.table.lengths[[self._request, self._out]].sum()
-        from_newest = np.cumsum(entry[:, ::-1], axis=1)[:, ::-1]
-        fits = inside & (from_newest <= self.settings.max_prompt_tokens - fixed)
-        fits[np.arange(rows), count - 1] = True
-        kept = fits.sum(axis=1)
+        kept = latest_that_fit(entry, inside, self.settings.max_prompt_tokens - fixed).sum(axis=1)
         shift = count - kept
         if shift.any():
             source = np.clip(shift[:, None] + column, 0, most - 1)
@@ -164,7 +161,7 @@ class PromptBuilder:
         return Histories(items=items, lengths=kept, dates=dates)
 
     def user_prompts(self, histories: Histories) -> PromptBatch:
-        """Build the prompt of each history (see :meth:`kept`)."""
+        """Build the prompt of each history (see :meth:`select_histories`)."""
         return self._user_prompts(histories, histories.items, np.arange(len(histories.lengths)))
 
     def perturbed_prompts(self, histories: Histories, items: np.ndarray, parents: np.ndarray) -> PromptBatch:
@@ -215,7 +212,7 @@ class PromptBuilder:
             first_moved = np.where(moved.any(axis=1), moved.argmax(axis=1), lengths[perturbed] - 1)
             title_piece = perturbed * pieces.shape[1] + before + first_moved * entry_pieces + 2
             shared[perturbed] = starts[title_piece] - offsets[perturbed]
-        return PromptBatch.of(
+        return PromptBatch.build(
             tokens=tokens,
             offsets=offsets,
             slot_items=items[inside] if self.settings.item_vectors else items[:0].ravel(),

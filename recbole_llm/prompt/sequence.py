@@ -1,11 +1,13 @@
-"""Prompts of ST2SI: item texts, each followed by a query token, and nothing else.
+"""Prompts of item texts, each followed by a query token.
 
 ::
 
-    history     {item text} [Q] {item text} [Q] {item text} [Q]                  (section 3.2.2, equation 2)
-    alignment   Please give the ID of the following item: {item text} [Q]        (section 3.3, equation 6)
+    history     {item text} [Q] {item text} [Q] {item text} [Q]
+    alignment   Please give the ID of the following item: {item text} [Q]
 
-An item's text is the same token ids wherever it stands. It is joined from the item's attributes (title, brand, categories),
+(Zhai et al., "Learning Transition Patterns by Large Language Models for Sequential Recommendation", 2025, equations 2 and 6.)
+
+An item's text has the same token ids in every prompt. It is joined from the item's attributes (title, brand, categories),
 each of which is cut before they are joined, so that a long title leaves room for the brand.
 """
 
@@ -19,9 +21,7 @@ import numpy as np
 
 from recbole_llm.errors import UserError
 from recbole_llm.prompt.batch import OUT_TOKEN, PromptBatch
-from recbole_llm.prompt.pieces import Encode, PieceTable
-
-INSTRUCTION = "Please give the ID of the following item:"
+from recbole_llm.prompt.pieces import Encode, PieceTable, latest_that_fit
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class SequencePromptSettings:
         max_prompt_tokens: the most tokens in a prompt; whole oldest items go first.
         max_attribute_tokens: the most tokens of one attribute of an item.
         separator: what stands between the attributes of an item.
-        queries: ``all``: a query token after each item; ``last``: after the last alone.
+        queries: ``all``: a query token after each item; ``last``: after the last item only.
+        instruction: opens an alignment prompt.
     """
 
     history_length: int = 50
@@ -41,13 +42,14 @@ class SequencePromptSettings:
     max_attribute_tokens: int = 32
     separator: str = ", "
     queries: str = "all"
+    instruction: str = "Please give the ID of the following item:"
 
 
 class SequencePrompts:
     """Builds the prompts of a dataset from item ids.
 
     Args:
-        encode: see :class:`~recbole_llm.prompt.retrieval.PieceTable`.
+        encode: see :class:`~recbole_llm.prompt.pieces.PieceTable`.
         item_attributes: texts of each item, index = internal item id; index 0 is padding.
         settings: see :class:`SequencePromptSettings`.
         prefix_ids: token ids that the tokenizer puts before a text (such as a BOS token).
@@ -66,13 +68,13 @@ class SequencePrompts:
         self.settings = settings
         self.table = PieceTable(encode)
         self._prefix, self._query, self._empty = self.table.append([list(prefix_ids), [OUT_TOKEN], []])
-        self._instruction = self.table.texts([INSTRUCTION])[0]
-        # An item that is too long by itself is cut, so that it fits behind the instruction as well.
+        self._instruction = self.table.texts([settings.instruction])[0]
+        # An item that is too long by itself is cut, so that it fits after the instruction as well.
         self._header_length = int(self.table.lengths[[self._prefix, self._instruction]].sum())
         room = settings.max_prompt_tokens - self._header_length - 1
         if room < 1:
             raise UserError(
-                f"max_prompt_tokens: {settings.max_prompt_tokens} leaves no room for an item behind the {self._header_length} "
+                f"max_prompt_tokens: {settings.max_prompt_tokens} leaves no room for an item after the {self._header_length} "
                 f"tokens of the ID alignment's instruction; raise it."
             )
         self._item = self.table.append([ids[:room] for ids in self._item_tokens(encode, item_attributes)])
@@ -80,7 +82,7 @@ class SequencePrompts:
     def _item_tokens(self, encode: Encode, item_attributes: Sequence[Sequence[str]]) -> list[list[int]]:
         """Token ids of each item's text: its attributes, each cut, with the separator between them."""
         limit = self.settings.max_attribute_tokens
-        # A space belongs to the word behind it, as in the texts that an LLM has read.
+        # A space belongs to the word after it, as in the texts that an LLM was trained on.
         mark = self.settings.separator.rstrip()
         lead = self.settings.separator[len(mark) :]
         joint = encode([mark])[0]
@@ -93,30 +95,29 @@ class SequencePrompts:
         return items
 
     def sequences(self, history: np.ndarray, lengths: np.ndarray, last_only: bool = False) -> PromptBatch:
-        """Build the prompt of each history: of its latest items, as many as fit.
+        """Build the prompt of each history: its latest items that fit.
 
         Args:
             history: item ids int64 ``[B, L]``, right padded with 0, oldest first.
             lengths: items in each history int64 ``[B]``, at least 1.
-            last_only: read out at the last query token alone, whatever query tokens the prompt has.
+            last_only: read the hidden state at the last query token only, however many the prompt has.
         """
         rows, every = len(lengths), self.settings.queries == "all"
         most = min(self.settings.history_length, history.shape[1])
         # Aligned to the right: column -1 is the latest item.
         source = lengths[:, None] + np.arange(-most, 0)
         items = np.where(source >= 0, np.take_along_axis(history, source.clip(min=0), axis=1), 0)
-        entry = np.where(source >= 0, self.table.lengths[self._item[items]] + every, 0)
         fixed = self.table.lengths[self._prefix] + (not every)
-        from_newest = np.cumsum(entry[:, ::-1], axis=1)[:, ::-1]
-        shown = (source >= 0) & (from_newest <= self.settings.max_prompt_tokens - fixed)
+        sizes = self.table.lengths[self._item[items]] + every
+        shown = latest_that_fit(sizes, source >= 0, self.settings.max_prompt_tokens - fixed)
 
         pieces = np.full((rows, 1 + most, 2), self._empty, dtype=np.int64)
         pieces[:, 0, 1] = self._prefix
         pieces[:, 1:, 0] = np.where(shown, self._item[items], self._empty)
-        asked = shown if every else np.arange(-most, 0) == -1
-        pieces[:, 1:, 1] = np.where(asked, self._query, self._empty)
+        queried = shown if every else np.arange(-most, 0) == -1
+        pieces[:, 1:, 1] = np.where(queried, self._query, self._empty)
         tokens, starts = self.table.gather(pieces.ravel())
-        batch = PromptBatch.of(
+        batch = PromptBatch.build(
             tokens=tokens,
             offsets=starts[:: 2 * (1 + most)],
             slot_items=np.zeros(0, dtype=np.int64),
@@ -132,7 +133,7 @@ class SequencePrompts:
         pieces = np.tile(np.array(template, dtype=np.int64), (len(items), 1))
         pieces[:, 2] = self._item[items]
         tokens, starts = self.table.gather(pieces.ravel())
-        return PromptBatch.of(
+        return PromptBatch.build(
             tokens=tokens,
             offsets=starts[:: len(template)],
             slot_items=np.zeros(0, dtype=np.int64),

@@ -10,7 +10,7 @@ import numpy as np
 
 from recbole_llm.errors import UserError
 from recbole_llm.prompt.batch import PromptBatch
-from recbole_llm.prompt.pieces import Encode, PieceTable
+from recbole_llm.prompt.pieces import Encode, PieceTable, latest_that_fit
 
 PLACES = ("{liked}", "{disliked}", "{target}")
 
@@ -33,20 +33,20 @@ class YesNoPromptSettings:
 
 
 class YesNoPrompts:
-    """Builds prompts in the manner of TALLRec (Bao et al., RecSys 2023)::
+    """Builds prompts in the manner of Bao et al. (RecSys 2023)::
 
         ... Liked movies: "{title}", "{title}". Disliked movies: none. Target movie: "{title}". Will the user ...? Answer:
 
-    Within each list the items are in the order of time. An empty list reads ``none``.
+    Within each list the items are in temporal order. An empty list reads ``none``.
 
     Args:
         encode, item_texts: as in :class:`~recbole_llm.prompt.retrieval.PromptBuilder`.
         settings: wording and limits.
         prefix_ids: token ids that the tokenizer puts before a text.
-        suffix_ids: token ids behind the prompt, where the answers begin alike.
+        suffix_ids: token ids after the prompt: those with which both answers begin.
 
     Raises:
-        UserError: a template without its three places.
+        UserError: a template without its three placeholders.
     """
 
     def __init__(
@@ -91,13 +91,13 @@ class YesNoPrompts:
         source = np.clip((lengths - count)[:, None] + column, 0, history.shape[1] - 1)
         items, liked = np.take_along_axis(history, source, axis=1), np.take_along_axis(liked, source, axis=1)
 
-        # Whole oldest items go until the prompt fits, each counted with a comma, and both lists as if they were empty.
+        # Each item is counted with a comma, and both lists as if they were empty, which never keeps too many.
         size = self.table.lengths
         fixed = size[[self._prefix, *self._texts, self._none, self._none, self._suffix]].sum() + size[self._title[targets]]
-        entry = np.where(column < count[:, None], size[self._title[items]] + size[self._joint], 0)
+        entry = size[self._title[items]] + size[self._joint]
         room = self.settings.max_prompt_tokens - fixed
-        kept = (column < count[:, None]) & (np.cumsum(entry[:, ::-1], axis=1)[:, ::-1] <= room[:, None])
-        if not kept[np.arange(rows), count - 1].all():
+        kept = latest_that_fit(entry, column < count[:, None], room)
+        if ((entry * kept).sum(axis=1) > room).any():
             raise UserError(
                 f"max_prompt_tokens: a target and one item of the history do not fit into {self.settings.max_prompt_tokens} "
                 f"tokens: raise it, lower max_item_tokens, or take an LLM with a longer context."
@@ -114,7 +114,7 @@ class YesNoPrompts:
             parts += [fixed_pieces[:, number + 1 : number + 2], block[place]]
         pieces = np.concatenate([*parts, fixed_pieces[:, -2:]], axis=1)
         tokens, starts = self.table.gather(pieces.ravel())
-        return PromptBatch.of(
+        return PromptBatch.build(
             tokens=tokens,
             offsets=starts[:: pieces.shape[1]],
             slot_items=np.empty(0, dtype=np.int64),

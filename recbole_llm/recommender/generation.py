@@ -120,7 +120,7 @@ class CandidateGenerator:
     def item_features(self, items: np.ndarray, make_vectors: MakeVectors) -> Tensor:
         """Mean hidden state of each item alone, float32 ``[N, hidden_size]``. ``items``: internal ids int64 ``[N]``."""
         batch = self.prompts.item_prompts(items)
-        self.counts.ask(batch)
+        self.counts.add(batch)
         return pooled_states(self.backbone, batch, make_vectors(batch), **self.train_cost)
 
     def _training_prompts(
@@ -131,7 +131,7 @@ class CandidateGenerator:
         template = rng.integers(len(self.prompts.settings.templates), size=len(candidates))
         batch = self.prompts.prompts(history, lengths, np.take_along_axis(candidates, order, axis=1), template)
         answers = self.prompts.answers(candidates[:, 0])
-        self.counts.ask(batch, sum(map(len, answers)))
+        self.counts.add(batch, sum(map(len, answers)))
         return batch, answers
 
     def evaluation_prompts(self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> PromptBatch:
@@ -148,7 +148,7 @@ class CandidateGenerator:
             throughout where the answer is no candidate's title.
         """
         batch = self.evaluation_prompts(history, lengths, candidates)
-        self.counts.ask(batch)
+        self.counts.add(batch)
         vectors = make_vectors(batch)
         distinct, place = np.unique(candidates, return_inverse=True)
         place = place.reshape(candidates.shape)

@@ -154,7 +154,7 @@ class LLMRecommender(BackboneRecommender):
     def histories(self, interaction: Interaction) -> Histories:
         """The part of each row's history that its prompt shows."""
         times = interaction[self.time_list_field] if self.time_list_field in interaction else None
-        return self.prompts.kept(*self.history_items(interaction), None if times is None else times.cpu().numpy())
+        return self.prompts.select_histories(*self.history_items(interaction), None if times is None else times.cpu().numpy())
 
     def represent_items(self, items: np.ndarray) -> Tensor:
         """f_item(h_I) of internal item ids int64 ``[n]``: float32 ``[n, d']``."""

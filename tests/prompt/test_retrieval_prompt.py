@@ -35,7 +35,7 @@ def histories(prompts, rows, times=None):
     width = max(map(len, rows))
     padded = np.array([row + [0] * (width - len(row)) for row in rows])
     times = np.tile(np.arange(1.0, width + 1), (len(rows), 1)) if times is None else times
-    return prompts.kept(padded, np.array([len(row) for row in rows]), times)
+    return prompts.select_histories(padded, np.array([len(row) for row in rows]), times)
 
 
 def test_user_prompt_wording():

@@ -1,4 +1,4 @@
-"""Prompts of ST2SI: what stands in them, in which order, and what is left out where they are too long."""
+"""Sequence prompts: their content and order, and what is left out where they are too long."""
 
 import numpy as np
 import pytest
