@@ -1,8 +1,4 @@
-"""The models of this library, and how RecBole finds them: the only code that touches RecBole's look-ups.
-
-A new model is one entry of ``MODELS``. Its classes are named by strings and imported when somebody asks for the model,
-so that ``import recbole_llm`` stays fast.
-"""
+"""How RecBole finds the models of the registry, their settings and checkpoints: the only code that touches its look-ups."""
 
 from __future__ import annotations
 
@@ -14,8 +10,9 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from recbole_llm.compat import redirect
+from recbole_llm.config.identity import data_settings
 from recbole_llm.errors import UserError, closest
-from recbole_llm.registry import MODELS, TEXT_ARGUMENTS, is_ours, known_models, resolve
+from recbole_llm.registry import MODELS, is_ours, known_models, resolve
 
 
 def register() -> None:
@@ -170,7 +167,7 @@ def _create_dataset(stock: FunctionType) -> Callable:
     def create_dataset(config):
         # RecBole loads a saved dataset again where its own settings are as they were; the texts' are not among them.
         dataset = stock(config)
-        if not is_ours(config["model"]) or all(dataset.config[key] == config[key] for key in TEXT_ARGUMENTS):
+        if not is_ours(config["model"]) or data_settings(dataset.config) == data_settings(config):
             return dataset
         dataset = type(dataset)(config)
         if config["save_dataset"]:

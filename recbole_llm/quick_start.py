@@ -19,9 +19,9 @@ from typing import Any
 
 from recbole.config import Config
 from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_seed
-from recbole.utils.argument_list import training_arguments
 
 from recbole_llm import preflight
+from recbole_llm.config.identity import deciding_settings, own_training_keys
 from recbole_llm.config.schema import load_yaml, read_schema
 from recbole_llm.config.settings import make_config, model_of, settings_for
 from recbole_llm.data.loaders import dataloaders
@@ -138,7 +138,7 @@ def configure(
         # or epochs would not make it a fair baseline. What is given in its own name holds.
         own = {key.rpartition(".")[2] for key in together if key.startswith((f"{name}.", f"{model_of(name)}."))}
         for values in (from_files, given):
-            for key in {*training_arguments, "valid_users", "valid_items"} - own:
+            for key in own_training_keys() - own:
                 values.pop(key, None)
     if name in ours:
         teacher = f"{teachers[name]}."
@@ -150,7 +150,8 @@ def configure(
     if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
         raise UserError(f"model: {name} is no sequential model; compare it with RecBole's own run_recbole.")
     if name in teachers.values():  # as the teacher of the others, so that it is trained once
-        for key, value in (config["teacher_settings"] or {}).items():
+        of_teacher = together.get("teacher_settings")
+        for key, value in (of_teacher if isinstance(of_teacher, dict) else {}).items():
             given.setdefault(key, value)
         config = make_config(name, dataset, config_dict=from_files, command_line=given)
     return config
@@ -225,16 +226,9 @@ def run_model(config: Config, data: SharedData, models: Sequence[str] = ()) -> l
 
 def run_folder(config: Config, fingerprint: str) -> Path:
     """Where a run keeps its checkpoint: the same settings give the same folder, so that a killed run is found again."""
-    settings = {key: value for key, value in config.external_config_dict.items() if key not in NOT_SETTINGS}
-    text = json.dumps([settings, fingerprint], default=str, sort_keys=True)
+    text = json.dumps([deciding_settings(config), fingerprint], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]
     return Path(config["checkpoint_dir"]) / f"{config['model']}-{config['dataset']}-seed{config['seed']}-{digest}"
-
-
-NOT_SETTINGS = frozenset(
-    "resume show_progress results_file per_user_file state log_wandb wandb_project checkpoint_dir data_path gpu_id "
-    "use_gpu".split()
-)
 
 
 def stock_row(run: stock.StockRun) -> dict[str, Any]:

@@ -95,10 +95,6 @@ MODELS: dict[str, Entry] = {
 }
 
 
-# Settings that decide, beside RecBole's ``dataset_arguments``, what a TextSequentialDataset is.
-TEXT_ARGUMENTS = ("item_text", "item_text_separator", "item_representation", "timestamp_format", "like_threshold")
-
-
 def register_model(
     name: str,
     model: str | type,

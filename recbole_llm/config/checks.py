@@ -11,6 +11,7 @@ from recbole_llm import registry
 from recbole_llm.config.schema import (
     Key,
     known_keys,
+    llm_keys,
     read_schema,
     stock_model_keys,
 )
@@ -101,7 +102,7 @@ def fitted(key: Key, value: Any, where: str) -> Any:
 def _unknown(name: str, model: str, known: Iterable[str], config: Any, where: str) -> str:
     """Say what is wrong with a key that the model does not know."""
     schema = read_schema()
-    owners = [group[len("model/") :] for group, keys in schema.items() if group.startswith("model/") and name in keys]
+    owners = [other for other in registry.models() if name in llm_keys(other, schema)]
     if owners:
         return f"'{name}' is a key of {', '.join(owners)}, not of {model} ({where})."
     settings = {**config.internal_config_dict, **config.external_config_dict}

@@ -2,15 +2,21 @@
 
 The comments in ``properties/`` are the schema, and its only copy::
 
-    beta: 0.4        # (float, >= 0) weight of L_seq
-    ^key  ^default     ^type  ^constraint  ^meaning
+    # Speed and memory                <- section: a comment line after an empty line, up to its first : . or ;
+
+    micro_batch_tokens: 8192          # (int, > 0) [cost] most padded tokens in one call of the LLM
+    ^key                ^default        ^type ^constraint ^mark ^meaning
 
  * type: ``int``, ``float``, ``bool``, ``str``, ``list``, ``dict``, ``None``, or several joined by ``or``;
  * constraint (may be absent): ``> 0`` (also ``>=``, ``<``, ``<=``), ``in [0, 1]`` (a round bracket excludes its end),
-   ``one of a|b|c``; of a list it constrains each entry.
+   ``one of a|b|c``; of a list it constrains each entry;
+ * mark (may be absent): whether the key decides what a trained model becomes, see :data:`MARKS`.
 
-The comment stands behind its key, or alone on the line above it. RecBole's own comments, ``# (type) meaning``, are read
-too, as far as its defaults bear them out.
+The comment stands behind its key, or alone on the line above it. A file that gives a key again, with another default,
+needs no such comment: type, constraint, mark, meaning and section are those of the file below it. The files, from the
+lowest: ``overall``, ``protocol/``, ``llm``, ``form/`` (one for each way of being asked that ``forms:`` in the model's file
+names), ``model/``, ``dataset/``, ``backbone/``. ``recbole.yaml`` only marks keys of RecBole. RecBole's own comments,
+``# (type) meaning``, are read too, as far as its defaults bear them out.
 """
 
 from __future__ import annotations
@@ -34,9 +40,21 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _TYPE = r"(?:int|float|bool|str|list|dict|None)"
 _CONSTRAINT = rf"[<>]=?\s*{_NUMBER}|in\s*[\[(]\s*{_NUMBER}\s*,\s*{_NUMBER}\s*[\])]|one of [^()]+"
 _COMMENT = re.compile(
-    rf"(?:^|\s)#\s*\((?P<type>{_TYPE}(?: or {_TYPE})*)(?:,\s*(?P<constraint>{_CONSTRAINT}))?\)\s*(?P<meaning>.*)$"
+    rf"(?:^|\s)#\s*\((?P<type>{_TYPE}(?: or {_TYPE})*)(?:,\s*(?P<constraint>{_CONSTRAINT}))?\)"
+    r"(?:\s*\[(?P<mark>\w+)\])?\s*(?P<meaning>.*)$"
 )
 _STOCK_COMMENT = re.compile(r"(?:^|\s)#\s*\((?P<type>[^)]*)\)\s*(?P<meaning>.*)$")
+
+# What a mark says of a key. A key that decides takes part in the identity of a trained model, see config/identity.py.
+MARKS = {
+    "": "decides what a model becomes",
+    "data": "decides it, as a part of the data that all models of a run read",
+    "training": "decides it, but belongs to one training: a pre-training on other datasets does not take it over",
+    "text": "texts of items or prompts: decides what an LLM recommender becomes, nothing for a model of ids",
+    "teacher": "about the teacher: decides what an LLM recommender becomes, nothing for a model without a teacher",
+    "cost": "time or memory only",
+    "output": "what is shown, logged or written, and where files lie",
+}
 
 # What RecBole's own comments do not say about its keys.
 _STOCK_CONSTRAINTS = {
@@ -144,6 +162,8 @@ class Key:
         meaning: one sentence.
         default: the value in the file.
         where: file and line, relative to ``properties/``.
+        mark: one of :data:`MARKS`.
+        section: heading of the keys that it stands among.
     """
 
     name: str
@@ -152,6 +172,8 @@ class Key:
     meaning: str = ""
     default: Any = None
     where: str = ""
+    mark: str = ""
+    section: str = ""
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -267,20 +289,70 @@ def read_schema() -> Schema:
     """Read every key that the YAML files document.
 
     Returns:
-        group -> key name -> :class:`Key`. Groups: ``recbole`` (its general and dataset keys), ``overall``, and
-        ``protocol/<name>``, ``model/<name>``, ``dataset/<name>``, ``backbone/<name>``, one for each of our files.
+        group -> key name -> :class:`Key`. Groups: ``recbole`` (its general and dataset keys), ``overall``, ``llm``, and
+        ``protocol/<name>``, ``form/<name>``, ``model/<name>``, ``dataset/<name>``, ``backbone/<name>``, one for each of our
+        files. A key that a file gives again without a comment says what the files below say of it.
     """
-    schema = {"recbole": recbole_keys()}
-    root = registry.properties_folder()
-    schema["overall"] = _keys_of_file(root / "overall.yaml", _stamp(root / "overall.yaml"), "overall.yaml", False)
+    schema = {"recbole": recbole_keys(), **shared_schema()}
+    below = {**schema["recbole"], **_merged(schema, "protocol/"), **schema["overall"], **schema["llm"]}
+    for kind in ("form", "dataset", "backbone"):
+        schema.update({group: _inherited(keys, below) for group, keys in _groups(kind).items()})
     for name in registry.models():
-        path = registry.properties_of(name)
+        root, path = registry.properties_folder(), registry.properties_of(name)
         where = f"model/{path.name}" if path.is_relative_to(root) else str(path)
-        schema[f"model/{name}"] = _keys_of_file(path, _stamp(path), where, False)
-    for kind in ("protocol", "dataset", "backbone"):
-        for path in sorted((root / kind).glob("*.yaml")):
-            schema[f"{kind}/{path.stem}"] = _keys_of_file(path, _stamp(path), f"{kind}/{path.name}", False)
+        of_forms = {key: said for form in forms_of(name) for key, said in schema[f"form/{form}"].items()}
+        schema[f"model/{name}"] = _inherited(keys_of_file(path, where), {**below, **of_forms})
     return schema
+
+
+def shared_schema() -> Schema:
+    """The part of :func:`read_schema` that is the same for every model: ``overall``, ``llm`` and ``protocol/<name>``."""
+    root = registry.properties_folder()
+    overall = keys_of_file(root / "overall.yaml", "overall.yaml")
+    llm = _inherited(keys_of_file(root / "llm.yaml", "llm.yaml"), overall)
+    return {"overall": overall, "llm": llm, **_groups("protocol")}
+
+
+def _groups(kind: str) -> Schema:
+    """The keys of each file of a folder of ``properties/``, as its own comments describe them."""
+    files = sorted((registry.properties_folder() / kind).glob("*.yaml"))
+    return {f"{kind}/{file.stem}": keys_of_file(file, f"{kind}/{file.name}") for file in files}
+
+
+def _merged(schema: Schema, prefix: str) -> dict[str, Key]:
+    return {name: key for group, keys in schema.items() if group.startswith(prefix) for name, key in keys.items()}
+
+
+def _inherited(keys: dict[str, Key], below: dict[str, Key]) -> dict[str, Key]:
+    """The keys of a file, where it leaves the description of one to the files below."""
+    described = {}
+    for name, key in keys.items():
+        lower = below.get(name, Key(name))
+        if not key.type:
+            key = replace(lower, default=key.default, where=key.where)
+        described[name] = replace(key, mark=key.mark or lower.mark, section=key.section or lower.section)
+    return described
+
+
+def forms_of(model: str) -> list[str]:
+    """The ways in which one of our models can be asked: ``forms`` in its file.
+
+    Raises:
+        UserError: a form that has no file.
+    """
+    path = registry.properties_of(model)
+    forms = load_yaml(path).get("forms") or []
+    for form in forms if isinstance(forms, list) else [forms]:
+        if not (registry.properties_folder() / "form" / f"{form}.yaml").is_file():
+            known = ", ".join(sorted(file.stem for file in (registry.properties_folder() / "form").glob("*.yaml")))
+            raise UserError(f"{path}: forms must be a list of any of {known}, not {forms!r}.")
+    return list(forms) if isinstance(forms, list) else [forms]
+
+
+def settings_files(model: str) -> list[Path]:
+    """The files of one of our models, a later one over those before: of all LLM recommenders, its forms', its own."""
+    root = registry.properties_folder()
+    return [root / "llm.yaml", *(root / "form" / f"{form}.yaml" for form in forms_of(model)), registry.properties_of(model)]
 
 
 def known_keys(model: str, model_class: type | None = None) -> dict[str, Key]:
@@ -291,17 +363,25 @@ def known_keys(model: str, model_class: type | None = None) -> dict[str, Key]:
         model_class: its class, where the caller has it.
     """
     schema = read_schema()
-    known = dict(schema["recbole"])
-    kinds = ("protocol/", "dataset/", "backbone/") if registry.is_ours(model) else ("protocol/", "dataset/")
-    for group, keys in schema.items():
-        if group.startswith(kinds):
-            known.update(keys)
-    known.update(schema["overall"])
+    known = {**schema["recbole"], **_merged(schema, "protocol/"), **_merged(schema, "dataset/")}
     if registry.is_ours(model):
-        known.update(schema.get(f"model/{model}", {}))
-    else:
-        known.update(stock_model_keys(model, model_class))
-    return known
+        return {**known, **_merged(schema, "backbone/"), **schema["overall"], **llm_keys(model, schema)}
+    for name in schema["llm"].keys() - schema["recbole"].keys():  # what a dataset's file says for LLM recommenders alone
+        known.pop(name, None)
+    return {**known, **schema["overall"], **stock_model_keys(model, model_class)}
+
+
+def llm_keys(model: str, schema: Schema | None = None) -> dict[str, Key]:
+    """The keys of one of our models: of all LLM recommenders, of its forms, its own."""
+    schema, forms = schema or read_schema(), forms_of(model)
+    keys = dict(schema["llm"])
+    for form in forms:
+        keys.update(schema[f"form/{form}"])
+    keys.update(schema[f"model/{model}"])
+    del keys["forms"]  # for the model's file, not for a run
+    if forms and "recommend_by" in keys:
+        keys["recommend_by"] = replace(keys["recommend_by"], constraint="one of " + "|".join(forms))
+    return keys
 
 
 def recbole_folder() -> Path:
@@ -312,11 +392,22 @@ def _stamp(path: Path) -> int:
     return path.stat().st_mtime_ns
 
 
+def keys_of_file(path: Path, where: str, stock: bool = False) -> dict[str, Key]:
+    """Return the keys of a YAML file as its comments describe them.
+
+    Args:
+        path: the file.
+        where: what messages call it.
+        stock: whether it is one of RecBole's, whose comments are less strict.
+    """
+    return dict(_keys_of_file(path, _stamp(path), where, stock))
+
+
 @lru_cache(maxsize=512)
 def _keys_of_file(path: Path, stamp: int, where: str, stock: bool) -> dict[str, Key]:
-    """Return the documented keys of a YAML file. ``stamp``: its time of change, so that the cache notices one."""
+    """``stamp``: the file's time of change, so that the cache notices one."""
     values, line_of_key, lines = read_settings_file(path)
-    keys = {}
+    keys, sections = {}, _sections(lines)
     for name, default in values.items():
         line = line_of_key[name]
         place = f"{where}:{line + 1}"
@@ -327,8 +418,18 @@ def _keys_of_file(path: Path, stamp: int, where: str, stock: bool) -> dict[str, 
         if match is None and line > 0 and lines[line - 1].lstrip().startswith("#"):
             match = _COMMENT.search(lines[line - 1])
         said = {part: (text or "").strip() for part, text in match.groupdict().items()} if match else {}
-        keys[name] = Key(name=name, default=default, where=place, **said)
+        keys[name] = Key(name=name, default=default, where=place, section=sections[line], **said)
     return keys
+
+
+def _sections(lines: list[str]) -> list[str]:
+    """The heading above each line of a file, empty above the first."""
+    sections, section = [], ""
+    for line, before in zip(lines, ["#", *lines], strict=False):
+        if line.startswith("#") and not before.strip() and not _COMMENT.search(line):
+            section = re.split(r"[:.;]", line.lstrip("# "))[0].strip()
+        sections.append(section)
+    return sections
 
 
 def _stock_key(name: str, default: Any, line: str, where: str) -> Key:
@@ -367,18 +468,20 @@ def _stock_key(name: str, default: Any, line: str, where: str) -> Key:
 
 
 def recbole_keys() -> dict[str, Key]:
-    """Return the keys that every RecBole run knows."""
+    """Return the keys that every RecBole run knows, with the marks that ``properties/recbole.yaml`` gives them."""
     from recbole.utils import argument_list
 
     root = recbole_folder() / "properties"
     keys: dict[str, Key] = {}
     for file in ("overall.yaml", "dataset/sample.yaml"):
-        keys.update(_keys_of_file(root / file, _stamp(root / file), f"recbole/{file}", True))
+        keys.update(keys_of_file(root / file, f"recbole/{file}", stock=True))
     for category in ("general", "training", "evaluation", "dataset"):
         for name in getattr(argument_list, f"{category}_arguments"):
             keys.setdefault(name, Key(name=name, where="recbole"))
     for name in _UNDOCUMENTED:
         keys.setdefault(name, Key(name=name, where="recbole"))
+    for name, key in keys_of_file(registry.properties_folder() / "recbole.yaml", "recbole.yaml").items():
+        keys[name] = replace(keys.get(name, key), mark=key.mark, meaning=key.meaning)
     return keys
 
 
@@ -389,7 +492,7 @@ def stock_model_keys(model: str, model_class: type | None) -> dict[str, Key]:
     for name in _keys_read_by(model_class) if model_class is not None else ():
         keys[name] = Key(name=name, where="recbole")
     if is_file_name(model) and path.is_file():
-        keys.update(_keys_of_file(path, _stamp(path), f"recbole/model/{model}.yaml", True))
+        keys.update(keys_of_file(path, f"recbole/model/{model}.yaml", stock=True))
     return keys
 
 

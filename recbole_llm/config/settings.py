@@ -1,7 +1,7 @@
 """Settings: RecBole's Config with our YAML files below the user's, and every mistake named.
 
-Precedence, highest first: command line, ``config_dict``, config files, then our files (backbone, dataset, model,
-protocol, overall), then RecBole's own. A stock model sees our files, and is checked, only where ``protocol`` is set.
+Precedence, highest first: command line, ``config_dict``, config files, then our files (backbone, dataset, model, forms,
+llm, protocol, overall), then RecBole's own. A stock model sees our files, and is checked, only where ``protocol`` is set.
 Types, ranges and meanings of the keys come from the comments of the YAML files, see :mod:`recbole_llm.config.schema`.
 """
 
@@ -25,6 +25,8 @@ from recbole_llm.config.schema import (
     load_yaml,
     read_settings_file,
     recbole_folder,
+    settings_files,
+    shared_schema,
 )
 from recbole_llm.errors import UserError
 
@@ -52,7 +54,10 @@ def load_internal(config: Any, model: str, model_class: type, dataset: str) -> N
     recbole_negatives = internal.get("train_neg_sample_args")
 
     overall = load_yaml(root / "overall.yaml")
-    of_model = load_yaml(registry.properties_of(model)) if ours else {}
+    of_model: dict[str, Any] = {}
+    for file in settings_files(model) if ours else ():
+        of_model.update(load_yaml(file))
+    of_model.pop("forms", None)
     protocol = external.get("protocol", of_model.get("protocol", overall["protocol"]))
     protocols = sorted(path.stem for path in (root / "protocol").glob("*.yaml"))
     if protocol not in protocols:
@@ -60,8 +65,12 @@ def load_internal(config: Any, model: str, model_class: type, dataset: str) -> N
             f"protocol must be one of {', '.join(protocols)}, not {protocol!r}{did_you_mean(protocol, protocols)}"
             f" ({origin_of(config, 'protocol')})."
         )
-    files = [overall, load_yaml(root / "protocol" / f"{protocol}.yaml"), of_model, _optional(root, "dataset", dataset)]
-    for values in files:
+    of_dataset = _optional(root, "dataset", dataset)
+    if not ours:  # it may say things for LLM recommenders alone, such as the wording of prompts
+        schema = shared_schema()
+        for_llm = schema["llm"].keys() - schema["overall"].keys() - internal.keys()
+        of_dataset = {key: value for key, value in of_dataset.items() if key not in for_llm}
+    for values in (overall, load_yaml(root / "protocol" / f"{protocol}.yaml"), of_model, of_dataset):
         internal.update(copy.deepcopy(values))
     if ours:
         backbone = external.get("backbone", internal.get("backbone"))
@@ -94,14 +103,9 @@ def _fit_to_stock_model(internal: dict, external: Mapping, model_class: type, re
 
 
 def finish(config: Any) -> None:
-    """Check the finished Config once more and set what RecBole leaves open; for the end of ``Config.__init__``.
-
-    Raises:
-        UserError: see :func:`validate`.
-    """
+    """Set the device of the finished Config, which RecBole leaves open; for the end of ``Config.__init__``."""
     if not applies(config.model, config.external_config_dict):
         return
-    validate(config)
     import torch
 
     # RecBole reads `use_gpu` in some places only; here it decides the device, and the two always agree.

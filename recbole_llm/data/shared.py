@@ -6,13 +6,9 @@ import json
 from logging import getLogger
 
 from recbole.config import Config
-from recbole.utils.argument_list import dataset_arguments
 
+from recbole_llm.config.identity import data_settings
 from recbole_llm.data.dataset import TextSequentialDataset
-from recbole_llm.registry import TEXT_ARGUMENTS
-
-# Settings beside RecBole's ``dataset_arguments`` that decide what a split dataset is.
-SPLIT_ARGUMENTS = ("data_path", "eval_args", "dataset", *TEXT_ARGUMENTS)
 
 
 class SharedData:
@@ -31,7 +27,7 @@ class SharedData:
         return last if config["train_targets"] == "last" else last.all_rows
 
     def _build(self, config: Config) -> list[TextSequentialDataset]:
-        key = json.dumps({name: config[name] for name in (*dataset_arguments, *SPLIT_ARGUMENTS)}, default=str, sort_keys=True)
+        key = json.dumps(data_settings(config), sort_keys=True)
         if key not in self._built:
             wanted, config["train_targets"] = config["train_targets"], "last"
             dataset = TextSequentialDataset(config)

@@ -30,6 +30,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from recbole_llm import checkpoint
+from recbole_llm.config.identity import deciding_settings
 from recbole_llm.data.sequences import cut_windows, user_sequences
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
@@ -37,15 +38,6 @@ from recbole_llm.files import reporting_full_disk
 
 # Models whose state at position n sees items 1..n only, with one `gather_indexes` at the end of `forward`.
 CAUSAL_MODELS = ("SASRec", "GRU4Rec")
-
-# Settings that decide what a trained model is; the rest (device, logging, folders) does not.
-IRRELEVANT_SETTINGS = frozenset(
-    "gpu_id use_gpu worker state data_path checkpoint_dir show_progress save_dataset dataset_save_path save_dataloaders "
-    "dataloaders_save_path log_wandb wandb_project device local_rank single_spec eval_batch_size loss_decimal_place "
-    "metric_decimal_place train_targets results_file per_user_file resume model dataset config_files encoding teacher "
-    "teacher_training teacher_checkpoint teacher_settings prompt_sentence prompt_request prompt_goal item_text "
-    "item_text_separator item_representation timestamp_format valid_metric_bigger metrics topk".split()
-)
 
 
 @contextmanager
@@ -124,16 +116,6 @@ class StockRun:
     loaded: bool = False
 
 
-def settings_of(config: Config, training: str) -> dict[str, Any]:
-    """The settings that decide what a stock model becomes, JSON-ready."""
-    settings = {
-        key: value
-        for key, value in config.final_config_dict.items()
-        if value is not None and key not in IRRELEVANT_SETTINGS and not key.startswith("backbone")
-    }
-    return json.loads(json.dumps({**settings, "training": training}, default=str, sort_keys=True))
-
-
 _MAY_TRAIN: ContextVar[bool] = ContextVar("may_train", default=True)
 
 
@@ -162,7 +144,7 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
     name = config["model"]
     if training == "causal" and (name not in CAUSAL_MODELS or config["loss_type"] != "CE"):
         training = "prefix"
-    settings = settings_of(config, training)
+    settings = {**deciding_settings(config), "training": training}
     fingerprint = splits["train"].fingerprint
     digest = hashlib.sha256(json.dumps([settings, fingerprint], sort_keys=True).encode()).hexdigest()[:10]
     folder = Path(config["checkpoint_dir"]) / f"{name}-{config['dataset']}-seed{config['seed']}-{digest}"

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
-from recbole.utils.argument_list import dataset_arguments, evaluation_arguments, general_arguments
 from torch import Tensor, nn
 
-from recbole_llm.config.schema import read_schema
+from recbole_llm.config.identity import settings_for_teacher
 from recbole_llm.config.settings import make_config
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.sequences import gather_windows
@@ -40,13 +39,6 @@ def _bert4rec_state(model: nn.Module, rows: Interaction) -> Tensor:
 # How each stock model makes its user representation. Any model not listed that has `item_embedding` and
 # `forward(item_seq, item_seq_len) -> [B, d]` works as SASRec does.
 USER_STATE = {"Caser": _caser_state, "BERT4Rec": _bert4rec_state}
-
-
-# Keys of a run that mean something to the model that has a teacher, not to the teacher.
-NOT_CARRIED = frozenset(
-    "teacher teacher_training teacher_checkpoint teacher_settings valid_users valid_items results_file per_user_file "
-    "resume".split()
-)
 
 
 class Teacher(nn.Module):
@@ -110,10 +102,8 @@ def teacher_config(config: Config) -> Config:
 
     Training settings of the LLM (learning rate, epochs, batch size) do not reach the teacher; ``teacher_settings`` do.
     """
-    shared = {*general_arguments, *evaluation_arguments, *dataset_arguments, *read_schema()["overall"]} - NOT_CARRIED
-    carried = {key: value for key, value in config.external_config_dict.items() if key in shared}
-    carried.update(protocol=config["protocol"], **(config["teacher_settings"] or {}))
-    return make_config(config["teacher"], config["dataset"], config_dict=carried)
+    given = {**settings_for_teacher(config), "protocol": config["protocol"], **(config["teacher_settings"] or {})}
+    return make_config(config["teacher"], config["dataset"], config_dict=given)
 
 
 def obtain_teacher(config: Config, splits: dict[str, Any]) -> tuple[Teacher, stock.StockRun]:

@@ -32,19 +32,13 @@ from recbole_llm import checkpoint
 from recbole_llm.backbone.backbone import Backbone
 from recbole_llm.backbone.load import fetch_backbone
 from recbole_llm.backbone.lora import load_weights, trained_weights
+from recbole_llm.config.identity import deciding_settings, settings_for_pretraining
 from recbole_llm.config.settings import make_config, select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.evaluate import evaluate_ranking, sample_rows
-from recbole_llm.teacher.stock import settings_of
 from recbole_llm.trainer.linear_head import HeadRecommender, LinearHeadTrainer
 
-# Keys of a run that speak of the target's training; pre-training has the defaults, and what pre-train_settings say.
-NOT_CARRIED = frozenset(
-    "model dataset pretrain_datasets pretrain_settings pretrained head tuning windows epochs train_batch_size "
-    "accumulation_steps learning_rate learning_rate_schedule learning_rate_decay learning_rate_decay_every "
-    "learning_rate_min warmup_steps eval_step stopping_step merge_adapter results_file per_user_file resume".split()
-)
 WHAT_AN_LLM_IS = ("source", "name", "sha256", "revision", "architecture", "layers")
 
 
@@ -154,7 +148,9 @@ def obtain_foundation(config: Config) -> Foundation | None:
     if not configs:
         return None
     datasets = [TextSequentialDataset(source).build()[0] for source in configs]
-    of_sources = [settings_of(source, "pre-training") for source in configs]
+    # The texts and the LLM have identities of their own, by content.
+    of_sources = [deciding_settings(source, without=("text", "teacher")) for source in configs]
+    of_sources = [{key: value for key, value in one.items() if not key.startswith("backbone")} for one in of_sources]
     llm = [fetch_backbone(config), settings.backbone_layers, settings.backbone_dtype]
     identity = [of_sources, [_identity(dataset) for dataset in datasets], llm]
     digest = hashlib.sha256(json.dumps(identity, default=str, sort_keys=True).encode()).hexdigest()[:10]
@@ -182,9 +178,8 @@ def source_configs(config: Config) -> list[Config]:
         raise UserError("backbone_quantization: a pre-trained LLM's weights are not quantized; leave it unset.")
     if len(set(names)) < len(names):
         raise UserError(f"pretrain_datasets: {names} names a dataset twice.")
-    carried = {key: value for key, value in config.external_config_dict.items() if key not in NOT_CARRIED}
-    carried.update(config["pretrain_settings"] or {})
-    configs = [make_config(config["model"], name, config_dict=carried) for name in names]
+    given = {**settings_for_pretraining(config), **(config["pretrain_settings"] or {})}
+    configs = [make_config(config["model"], name, config_dict=given) for name in names]
     if configs and configs[0]["tuning"] not in ("full", "lora"):
         raise UserError(f"pretrain_settings: tuning {configs[0]['tuning']} trains no LLM; take full or lora.")
     return configs
