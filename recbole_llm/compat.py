@@ -1,7 +1,7 @@
 """RecBole 1.2.1 on current PyTorch, NumPy, SciPy, Ray and hyperopt.
 
-Each patch is one function, named in ``PATCHES``, that mends one thing, changes nothing where nothing is broken, and may
-be called again without effect. Where RecBole catches up, its function can go. RecBole's issue and pull-request
+Each patch is one function, listed in ``PATCHES``, that fixes one thing, changes nothing where nothing is broken, and may
+be called again without effect. Once RecBole has fixed it, the function can be removed. RecBole's issue and pull-request
 numbers are those of github.com/RUCAIBox/RecBole.
 """
 
@@ -73,7 +73,7 @@ def redirect(function: FunctionType, make_replacement: Callable[[FunctionType], 
 
     Args:
         function: a module-level function (no closure).
-        make_replacement: called with a function that does what ``function`` did; returns what it shall do from now on.
+        make_replacement: called with a function that does what ``function`` did; returns what it does from now on.
             A maker (by qualified name) that was applied to ``function`` before is not applied again.
     """
     makers = function.__dict__.setdefault("_redirected_by", [])

@@ -12,7 +12,9 @@ import json
 import logging
 import os
 import re
+import sys
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,13 @@ def _receive_models() -> None:
 
 def _installed() -> dict[str, importlib.metadata.EntryPoint]:
     """The entry points of other packages by the name of their model."""
+    folders = tuple((folder, os.stat(folder).st_mtime_ns if os.path.isdir(folder) else 0) for folder in sys.path)
+    return _entry_points(folders)
+
+
+@lru_cache(maxsize=8)
+def _entry_points(folders: tuple[tuple[str, int], ...]) -> dict[str, importlib.metadata.EntryPoint]:
+    """The entry points found in ``folders``: those of ``sys.path``, each with its time of change. A search takes 10 ms."""
     return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
 
 

@@ -172,7 +172,7 @@ def test_hostile_titles_are_data(chain, capsys):
 
 
 def test_a_comparison_prints_a_table_and_writes_results(chain_data, capsys):
-    arguments = ("--results_file=out.json", "--per_user_file=users.tsv", "--seed=1,2")
+    arguments = ("--results_file=out.json", "--per_user_file=users.tsv", "--seed=1,2", "--GRU4Rec.epochs=2")
     assert run(chain_data, *arguments, models="GRU4Rec,LLMSRec,LLMSTAR") == 0
     out = capsys.readouterr().out
     rows = json.loads(Path("out.json").read_text())

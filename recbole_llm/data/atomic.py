@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_llm.errors import UserError
+from recbole_llm.errors import UserError, printable
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 _CHUNK_CHARACTERS = 1 << 24  # bounds what is held twice while a file is read
@@ -259,7 +259,8 @@ def read_item_attributes(
         for token, line in zip(tokens, table.lines, strict=True):
             if token in first:
                 raise UserError(
-                    f"{path}:{line} describes item {token!r} again, after line {first[token]}: keep one line for each item"
+                    f"{path}:{line} describes item {printable(repr(token))} again, after line {first[token]}: keep one line "
+                    f"for each item"
                 )
             first[token] = line
 
@@ -280,7 +281,8 @@ def check_ids(table: Table, field: str) -> None:
     if missing:
         row = next(row for row, token in enumerate(tokens) if token in missing)
         raise UserError(
-            f"{table.path}:{table.lines[row]} has no {field} (it reads {tokens[row]!r}): give every line its id, or remove it"
+            f"{table.path}:{table.lines[row]} has no {field} (it reads {printable(repr(tokens[row]))}): give every line "
+            f"its id, or remove it"
         )
 
 
@@ -314,11 +316,11 @@ def _parse_header(path: Path, line: str, separator: str) -> dict[str, str]:
         name, _, kind = column.partition(":")
         if not name or kind not in TYPES:
             raise UserError(
-                f"{path}:1 has {column!r} as column {number} of its header: write name:type, with one of {', '.join(TYPES)} "
-                f"as type and {_describe(separator)} between the columns"
+                f"{path}:1 has {printable(repr(column))} as column {number} of its header: write name:type, with one "
+                f"of {', '.join(TYPES)} as type and {_describe(separator)} between the columns"
             )
         if name in types:
-            raise UserError(f"{path}:1 names the field {name!r} twice: give every column its own name")
+            raise UserError(f"{path}:1 names the field {printable(repr(name))} twice: give every column its own name")
         types[name] = kind
     return types
 
@@ -358,7 +360,7 @@ def _to_numbers(path: Path, field: str, values: list[str], numbers: Sequence[int
                 raise ValueError
         except ValueError:
             raise UserError(
-                f"{path}:{numbers[row]} has {value!r} as {field}, which is no number: write a number, or declare the column "
-                f"as {field}:token if it holds words"
+                f"{path}:{numbers[row]} has {printable(repr(value))} as {field}, which is no number: write a number, or "
+                f"declare the column as {field}:token if it holds words"
             ) from None
     return result

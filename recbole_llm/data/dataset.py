@@ -1,4 +1,4 @@
-"""The dataset that every model shares: RecBole's sequential dataset with item texts, dates and the true order of time.
+"""The dataset of all models: RecBole's sequential dataset with item texts, dates and the exact order of time.
 
 RecBole's ``SequentialDataset`` knows ids only. This class adds what a language model needs (each item's text, the dates of
 the interactions) and what a comparison needs (one split, one identity, the same rows for stock models and ours). Internal
@@ -8,15 +8,19 @@ ids, fields and rows are those that RecBole makes, with two differences that a s
   before it sorts, and unix seconds are then 128 s apart.
 - The timestamp field is float64, so that it still names the right day.
 
-A user's mistake in the files raises ``UserError`` with the file, line and field before anything is computed.
+Invalid files raise ``UserError`` with the file, line and field before anything is computed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,9 +29,10 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
+from recbole_llm.config.settings import select
 from recbole_llm.data import atomic
 from recbole_llm.data.sequences import gather_windows
-from recbole_llm.errors import UserError, closest
+from recbole_llm.errors import UserError, closest, printable
 
 TIMESTAMP_FORMATS = ("auto", "unix", "unix_ms", "none")
 TRAIN_TARGETS = ("last", "all")
@@ -40,6 +45,47 @@ _SHARE_OF_DATES = 0.99  # a few broken timestamps (0, -1) do not make the others
 _SECONDS_PER_DAY = 86_400
 _YEAR_1, _YEAR_10000 = -62_135_596_800, 253_402_300_800
 _SHOWN = 20  # names listed in a message
+
+
+@dataclass(frozen=True)
+class TextDataSettings:
+    """What :class:`TextSequentialDataset` reads of a run's settings, by keys of the same names."""
+
+    item_text: Sequence[str] | str | None
+    item_text_separator: str | None
+    item_representation: str | None
+    timestamp_format: str | None
+    like_threshold: float | None
+    rating_field: str | None = dataclasses.field(metadata={"key": "RATING_FIELD"})
+    field_separator: str
+    seq_separator: str
+    seq_len: Mapping[str, int] | None
+    encoding: str | None
+    benchmark_filename: Sequence[str] | None
+    eval_args: Mapping[str, Any]
+
+    @classmethod
+    def of_config(cls, config: Any) -> TextDataSettings:
+        """Read them from a RecBole Config; a key that nobody set has its default."""
+        read = select(cls, config)
+        defaults = {
+            "item_text": "title",
+            "item_text_separator": ", ",
+            "timestamp_format": "auto",
+            "encoding": "utf-8",
+            "seq_len": {},
+        }
+        missing = {name: default for name, default in defaults.items() if getattr(read, name) is None}
+        settings = replace(read, **missing)
+        if isinstance(settings.item_text, str):
+            settings = replace(settings, item_text=[settings.item_text])
+        if not settings.item_text:
+            raise UserError("the key item_text names no field: set it to a field of the .item file, such as title")
+        if settings.timestamp_format not in TIMESTAMP_FORMATS:
+            raise UserError(
+                f"the key timestamp_format is {settings.timestamp_format!r}: set it to one of {', '.join(TIMESTAMP_FORMATS)}"
+            )
+        return settings
 
 
 class TextSequentialDataset(SequentialDataset):
@@ -75,8 +121,12 @@ class TextSequentialDataset(SequentialDataset):
 
     # ---- Loading
 
+    def _get_field_from_config(self) -> None:
+        self._settings = TextDataSettings.of_config(self.config)
+        super()._get_field_from_config()
+
     def _load_data(self, token: str, dataset_path: str) -> None:
-        if self.config["benchmark_filename"] is not None:
+        if self._settings.benchmark_filename is not None:
             raise UserError(
                 "the key benchmark_filename (interactions that were split beforehand) is not supported here: "
                 "give one .inter file and set eval_args"
@@ -87,9 +137,9 @@ class TextSequentialDataset(SequentialDataset):
         self._attributes_of_token = atomic.read_item_attributes(
             self._item_path,
             self.iid_field,
-            self._item_text_fields(),
-            self.config["field_separator"],
-            _or_default(self.config["encoding"], "utf-8"),
+            self._settings.item_text,
+            self._settings.field_separator,
+            self._settings.encoding,
         )
         super()._load_data(token, dataset_path)
 
@@ -105,7 +155,7 @@ class TextSequentialDataset(SequentialDataset):
         if not self._item_path.is_file():
             raise UserError(
                 f"{self._item_path} is missing: the items' texts are read from it, with the columns {self.iid_field}:token "
-                f"and {self._item_text_fields()[0]}:token_seq"
+                f"and {self._settings.item_text[0]}:token_seq"
             )
 
     def _no_folder(self, folder: Path) -> str:
@@ -121,13 +171,6 @@ class TextSequentialDataset(SequentialDataset):
             f"with RecBole: set the key dataset to one of these, or {remedy}"
         )
 
-    def _item_text_fields(self) -> list[str]:
-        fields = _or_default(self.config["item_text"], "title")
-        fields = [fields] if isinstance(fields, str) else list(fields)
-        if not fields:
-            raise UserError("the key item_text names no field: set it to a field of the .item file, such as title")
-        return fields
-
     def _get_load_and_unload_col(self, source) -> tuple[set | None, set | None]:
         """Add the columns that a sequence is made of, whatever ``load_col`` says (RecBole's default has no time)."""
         load, unload = super()._get_load_and_unload_col(source)
@@ -139,7 +182,7 @@ class TextSequentialDataset(SequentialDataset):
 
     def _number_fields(self) -> dict[str, str]:
         """The numbers that every interaction must have, field -> key that names it: its time, and what tells likes."""
-        ratings = {} if self.config["like_threshold"] is None else {self.config["RATING_FIELD"]: "RATING_FIELD"}
+        ratings = {} if self._settings.like_threshold is None else {self._settings.rating_field: "RATING_FIELD"}
         return {self.time_field: "TIME_FIELD", **ratings}
 
     def _load_feat(self, filepath: str, source) -> pd.DataFrame | None:
@@ -154,7 +197,7 @@ class TextSequentialDataset(SequentialDataset):
         if load == set():
             return None
         path = Path(os.path.normpath(filepath))
-        separator, encoding = self.config["field_separator"], _or_default(self.config["encoding"], "utf-8")
+        separator, encoding = self._settings.field_separator, self._settings.encoding
         types = atomic.read_header(path, separator, encoding)
         ids = {
             FeatureSource.INTERACTION: {self.uid_field: "USER_ID_FIELD", self.iid_field: "ITEM_ID_FIELD"},
@@ -211,8 +254,7 @@ class TextSequentialDataset(SequentialDataset):
         return pd.DataFrame(columns)
 
     def _to_sequences(self, table: atomic.Table, field: str, kind: FeatureType) -> pd.Series:
-        separator = self.config["seq_separator"]
-        longest = (self.config["seq_len"] or {}).get(field)
+        separator, longest = self._settings.seq_separator, self._settings.seq_len.get(field)
         sequences = []
         for line, value in zip(table.lines, table.columns[field], strict=True):
             parts = [part for part in value.split(separator) if part][:longest]
@@ -221,8 +263,8 @@ class TextSequentialDataset(SequentialDataset):
                     parts = [float(part) for part in parts]
                 except ValueError:
                     raise UserError(
-                        f"{table.path}:{line} has {value[:50]!r} as {field}, which is no list of numbers: write numbers with "
-                        f"{separator!r} between them, or declare the column as {field}:token_seq"
+                        f"{table.path}:{line} has {printable(repr(value), 50)} as {field}, which is no list of numbers: write "
+                        f"numbers with {separator!r} between them, or declare the column as {field}:token_seq"
                     ) from None
             sequences.append(np.array(parts))
         self.field2seqlen[field] = max(map(len, sequences), default=0)
@@ -255,15 +297,15 @@ class TextSequentialDataset(SequentialDataset):
         return "; ".join(active)
 
     def _check_histories(self) -> None:
-        if "LS" not in (self.config["eval_args"].get("split") or {}):
+        if "LS" not in (self._settings.eval_args.get("split") or {}):
             return
         lengths = self.inter_feat[self.uid_field].value_counts()
         short = lengths[lengths < SHORTEST_HISTORY]
         if len(short):
             raise UserError(
                 f"{len(short)} of {len(lengths)} users in {self._inter_path} have fewer than {SHORTEST_HISTORY} interactions "
-                f"after filtering (user {short.index[0]!r} has {short.iloc[0]}), too few to leave the last ones out for "
-                f'validation and test: set user_inter_num_interval: "[{SHORTEST_HISTORY},inf)" to leave these users out'
+                f"after filtering (user {printable(repr(short.index[0]))} has {short.iloc[0]}), too few to leave the last ones "
+                f'out for validation and test: set user_inter_num_interval: "[{SHORTEST_HISTORY},inf)" to leave these users out'
             )
 
     # ---- After RecBole has given internal ids: order, times, identity, text
@@ -271,8 +313,7 @@ class TextSequentialDataset(SequentialDataset):
     def _data_processing(self) -> None:
         super()._data_processing()
         self.item_attributes = self._collect_item_attributes()
-        joined_by = _or_default(self.config["item_text_separator"], ", ")
-        self.item_texts = [joined_by.join(attributes) for attributes in self.item_attributes]
+        self.item_texts = [self._settings.item_text_separator.join(attributes) for attributes in self.item_attributes]
         self.user_items = self._collect_user_items()
         del self._attributes_of_token, self._recorded_times
 
@@ -292,11 +333,11 @@ class TextSequentialDataset(SequentialDataset):
                     feat[field] = pd.Series(values, index=feat.index, dtype=object)
 
     def _normalize(self) -> None:
-        """Put the rows into the order of time and judge the timestamps, then let RecBole rescale what it is asked to."""
+        """Sort the rows by time and find out what the timestamps are, then let RecBole rescale what it is asked to."""
         order = np.argsort(self.inter_feat[self.time_field].to_numpy(), kind="stable")
         self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
         times = self.inter_feat[self.time_field].to_numpy(np.float64, copy=True)
-        self._units_per_second = self._judge_timestamps(times)
+        self._units_per_second = self._timestamp_unit(times)
         self.has_dates = self._units_per_second is not None
         self.fingerprint = self._identify(times)
 
@@ -306,11 +347,9 @@ class TextSequentialDataset(SequentialDataset):
         self._time_offset = float(times.min()) if rescaled else 0.0
         self._time_scale = float(times.max() - times.min()) if rescaled else 1.0
 
-    def _judge_timestamps(self, times: np.ndarray) -> int | None:
+    def _timestamp_unit(self, times: np.ndarray) -> int | None:
         """Return how many units of the timestamps are a second, or None where they are no dates."""
-        kind = _or_default(self.config["timestamp_format"], "auto")
-        if kind not in TIMESTAMP_FORMATS:
-            raise UserError(f"the key timestamp_format is {kind!r}: set it to one of {', '.join(TIMESTAMP_FORMATS)}")
+        kind = self._settings.timestamp_format
         units = {"unix": 1, "unix_ms": 1000}
         if kind == "auto":
             for name, unit in units.items():
@@ -319,7 +358,7 @@ class TextSequentialDataset(SequentialDataset):
                     kind = name
         if kind in units:
             self._check_calendar(times, kind, units[kind])
-        self.logger.debug(f"timestamps of {self._inter_path} are taken for {kind if kind in units else 'ranks, not dates'}")
+        self.logger.debug(f"timestamps of {self._inter_path} are {kind if kind in units else 'ranks, not dates'}")
         return units.get(kind)
 
     def _check_calendar(self, times: np.ndarray, kind: str, unit: int) -> None:
@@ -335,19 +374,19 @@ class TextSequentialDataset(SequentialDataset):
         )
 
     def _identify(self, times: np.ndarray) -> str:
-        split = {key: self.config["eval_args"].get(key) for key in ("split", "order", "group_by")}
+        split = {key: self._settings.eval_args.get(key) for key in ("split", "order", "group_by")}
         digest = hashlib.sha256(json.dumps(split, sort_keys=True, default=str).encode())
         for field in (self.uid_field, self.iid_field):
             digest.update("\0".join(self.field2id_token[field].tolist()).encode("utf-8", "surrogatepass"))
             digest.update(self.inter_feat[field].to_numpy().astype("<i8").tobytes())
         digest.update(times.astype("<f8").tobytes())
-        if self.config["like_threshold"] is not None:
-            digest.update(self.inter_feat[self.config["RATING_FIELD"]].to_numpy("<f8").tobytes())
+        if self._settings.like_threshold is not None:
+            digest.update(self.inter_feat[self._settings.rating_field].to_numpy("<f8").tobytes())
         return digest.hexdigest()
 
     def _collect_item_attributes(self) -> list[tuple[str, ...]]:
         tokens = self.field2id_token[self.iid_field].tolist()
-        if self.config["item_representation"] == "id":
+        if self._settings.item_representation == "id":
             return [(), *((token,) for token in tokens[1:])]
         attributes = [self._attributes_of_token.get(token, ()) for token in tokens]
         attributes[0] = ()  # the padding item, whatever a file may call [PAD]
@@ -355,7 +394,8 @@ class TextSequentialDataset(SequentialDataset):
         if nameless:
             self.logger.warning(
                 f"{len(nameless)} of {len(tokens) - 1} items of {self.dataset_name} have no text in {self._item_path} "
-                f"({', '.join(self._item_text_fields())}), for example item {tokens[nameless[0]]!r}: their id is their text"
+                f"({', '.join(self._settings.item_text)}), for example item "
+                f"{printable(repr(tokens[nameless[0]]))}: their id is their text"
             )
         for index in nameless:
             attributes[index] = (tokens[index],)
@@ -424,7 +464,7 @@ class TextSequentialDataset(SequentialDataset):
         With ``train_targets: last`` the train split has one row per user, the user's last training item; ``train.all_rows``
         keeps them all. All splits share item texts, users' items and the fingerprint.
         """
-        targets = _or_default(self.config["train_targets"], "all")
+        targets = self.config["train_targets"] or "all"  # read here: the same dataset may be split for each of them
         if targets not in TRAIN_TARGETS:
             raise UserError(f"the key train_targets is {targets!r}: set it to one of {', '.join(TRAIN_TARGETS)}")
         train, valid, test = super().build()
@@ -446,15 +486,10 @@ class TextSequentialDataset(SequentialDataset):
         return [train, valid, test]
 
     def _check_splits(self, splits: dict[str, TextSequentialDataset]) -> None:
-        split = self.config["eval_args"]["split"]
+        split = self._settings.eval_args["split"]
         empty = [phase for phase, dataset in splits.items() if len(dataset) == 0]
         if empty and split == {"LS": "valid_and_test"}:
             raise UserError(
                 f"no user in {self._inter_path} has enough interactions for a {empty[0]} row under the split {split} "
                 f"(one needs {SHORTEST_HISTORY + 1} for train, valid and test): add longer histories, or loosen the filters"
             )
-
-
-def _or_default(value, default):
-    """RecBole's Config gives None for a key that nobody set."""
-    return default if value is None else value

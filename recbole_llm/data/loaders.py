@@ -1,4 +1,4 @@
-"""RecBole's dataloaders over the splits of a text data set."""
+"""RecBole's dataloaders over the splits of a text dataset."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def dataloaders(config: Config, train: TextSequentialDataset, splits: Mapping[st
 
 
 class EvaluationRows:
-    """Stands where RecBole's trainers take an evaluation dataloader; the rows are read from ``_dataset``."""
+    """In the place of RecBole's evaluation dataloaders; the rows are read from ``_dataset``."""
 
     def __init__(self, config: Config, split: TextSequentialDataset) -> None:
         self.config, self._dataset = config, split

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from recbole_llm.data import atomic
-from recbole_llm.errors import UserError
+from recbole_llm.errors import UserError, printable
 from recbole_llm.files import replace_file
 
 _FIRST_DAY = 1_577_836_800  # 2020-01-01, in unix seconds
@@ -75,7 +75,9 @@ def _format(value: object, kind: str, separator: str, head: str, path: Path) -> 
     if separator in text or not text.isprintable():
         cleaned = atomic.CONTROLS.sub(" ", text.replace(separator, " "))
         if kind == "token" and cleaned != text:
-            raise UserError(f"column {head!r} of {path} holds {text!r}: an id cannot hold a separator or a line break")
+            raise UserError(
+                f"column {head!r} of {path} holds {printable(repr(text))}: an id cannot hold a separator or a line break"
+            )
         return cleaned
     return text
 

@@ -1,4 +1,5 @@
-"""Sequences of items: each user's whole one, and windows of it."""
+"""Each user's sequence of items, and windows of it."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 
 
 def user_sequences(train) -> list[np.ndarray]:
-    """Each user's whole training sequence from the augmented rows of a training split (one row per prefix)."""
+    """Recover each user's whole training sequence from the rows of a training split, one row per prefix."""
     rows = train.inter_feat
     users, targets = rows[train.uid_field].numpy(), rows[train.iid_field].numpy()
     first_items = rows[train.iid_field + train.config["LIST_SUFFIX"]][:, 0].numpy()

@@ -1,4 +1,4 @@
-"""Data sets built once, however many models of a run ask for them."""
+"""Datasets of a run, each built once and shared by its models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recbole_llm.data.dataset import TextSequentialDataset
 
 
 class SharedData:
-    """Builds each dataset once, however many models ask for it."""
+    """Builds each dataset once and returns it to every model that needs it."""
 
     def __init__(self) -> None:
         self._built: dict[str, list[TextSequentialDataset]] = {}
