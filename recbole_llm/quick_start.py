@@ -20,7 +20,7 @@ from typing import Any
 from recbole.config import Config
 from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_seed
 
-from recbole_llm import preflight
+from recbole_llm import checkpoint, preflight
 from recbole_llm.config.identity import deciding_settings, own_training_keys
 from recbole_llm.config.schema import load_yaml, read_schema
 from recbole_llm.config.settings import make_config, model_of, settings_for
@@ -29,6 +29,7 @@ from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError, first_line, printable, sentence_for
 from recbole_llm.evaluation.evaluate import RankingResult, evaluate
 from recbole_llm.evaluation.stock_scores import stock_predictions, stock_scores
+from recbole_llm.lock import held
 from recbole_llm.registry import is_ours
 from recbole_llm.teacher import stock
 
@@ -195,18 +196,12 @@ def run_model(config: Config, data: SharedData, models: Sequence[str] = ()) -> l
     model = get_model(config["model"])(config, train).to(config["device"])
     getLogger().info(model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    trainer.saved_model_file = str(run_folder(config, model.fingerprint))
-    if trainer.can_resume(trainer.saved_model_file):
-        if config["resume"]:
-            trainer.resume_checkpoint(trainer.saved_model_file)
-        else:
-            getLogger().warning(
-                f"{trainer.saved_model_file} holds an unfinished training of these settings, which now starts again; "
-                f"--resume=True goes on with it."
-            )
     train_data, valid_data, test_data = dataloaders(config, train, splits)
-    trainer.fit(train_data, valid_data, saved=True, show_progress=config["show_progress"])
-    metrics = trainer.evaluate(test_data, show_progress=config["show_progress"])
+    folder = run_folder(config, model)
+    trainer.saved_model_file = str(folder)
+    with held(folder):
+        train_or_find(trainer, config, folder, train_data, valid_data)
+        metrics = trainer.evaluate(test_data, show_progress=config["show_progress"])
     getLogger().info(f"{config['model']} test result: {metrics}")
     row = {
         "model": config["model"],
@@ -224,9 +219,30 @@ def run_model(config: Config, data: SharedData, models: Sequence[str] = ()) -> l
     return rows
 
 
-def run_folder(config: Config, fingerprint: str) -> Path:
-    """Where a run keeps its checkpoint: the same settings give the same folder, so that a killed run is found again."""
-    text = json.dumps([deciding_settings(config), fingerprint], sort_keys=True)
+def train_or_find(trainer: Any, config: Config, folder: Path, train_data: Any, valid_data: Any) -> None:
+    """Train a model, go on with its unfinished training, or take what was trained before in ``folder``, which must be held."""
+    if checkpoint.exists(folder) and not config["fresh"]:
+        record = checkpoint.read_record(folder)
+        if record.get("finished"):
+            trainer.load_weights(folder)
+            trainer.train_seconds = record["train_seconds"]
+            getLogger().info(f"{config['model']}: using the trained model in {folder}; --fresh=True trains it anew")
+            return
+    if trainer.can_resume(folder):
+        if config["resume"]:
+            trainer.resume_checkpoint(folder)
+        else:
+            getLogger().warning(
+                f"{folder} holds an unfinished training of these settings, which starts again; --resume=True goes on with it."
+            )
+    trainer.fit(train_data, valid_data, saved=True, show_progress=config["show_progress"])
+
+
+def run_folder(config: Config, model: Any) -> Path:
+    """Where a run keeps its checkpoint: the same settings, data, LLM and teacher give the same folder."""
+    teacher = None if model.teacher is None else model.teacher.identity
+    llms = {name: backbone.identity for name, backbone in model.backbones.items()}
+    text = json.dumps([deciding_settings(config), model.fingerprint, llms, teacher], default=str, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]
     return Path(config["checkpoint_dir"]) / f"{config['model']}-{config['dataset']}-seed{config['seed']}-{digest}"
 

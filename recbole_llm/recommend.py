@@ -86,7 +86,7 @@ def load(
         raise UserError(f"the settings in {folder / checkpoint.RECORD} cannot be used ({first_line(error)}).") from error
     data = SharedData()
     splits, train = data.splits(config), data.train(config)
-    checkpoint.check(record, folder, fingerprint=splits["train"].fingerprint)  # before any weight is read
+    checkpoint.check(record, folder, fingerprint=splits["train"].text_fingerprint)  # before any weight is read
     init_seed(config["seed"], config["reproducibility"])
     with stock.without_training():
         model = get_model(model_name)(config, train).to(config["device"])

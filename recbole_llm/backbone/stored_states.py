@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm.files import replace_file
+from recbole_llm.lock import held
 from recbole_llm.prompt.batch import PromptBatch
 
 ROWS_AT_ONCE = 512
@@ -62,13 +63,16 @@ class StoredStates:
             self.file.parent.mkdir(parents=True, exist_ok=True)
 
             def write(temporary: Path) -> None:
-                shape = int(self._starts[-1]), width
-                values = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-                for part in _parts(rows):
-                    values[self._starts[part[0]] : self._starts[part[-1] + 1]] = encode(build(part)).cpu().numpy()
-                values.flush()
+                # Written, not mapped: a full disk is an error of a write, and ends a process that has mapped the file.
+                with open(temporary, "wb") as file:
+                    header = {"descr": "<f4", "fortran_order": False, "shape": (int(self._starts[-1]), width)}
+                    np.lib.format.write_array_header_1_0(file, header)
+                    for part in _parts(rows):
+                        file.write(encode(build(part)).cpu().numpy().astype("<f4", copy=False).tobytes())
 
-            replace_file(self.file, write)
+            with held(self.file):
+                if not self.file.is_file():  # else another process was faster
+                    replace_file(self.file, write)
         self._values = np.load(self.file, mmap_mode="r", allow_pickle=False)
 
     def name_rows(self, history: np.ndarray, lengths: np.ndarray) -> None:

@@ -108,6 +108,8 @@ class TextSequentialDataset(SequentialDataset):
         fingerprint (str): sha256 (hex) of the ids, the interactions in order and the settings of the split. Equal
             fingerprints mean equal internal ids, histories, targets, times and (where they are read) ratings; what a model
             does with them (the longest history it reads, the training targets) is no part of it.
+        text_fingerprint (str): the same with the items' texts: what an LLM recommender's data are.
+        column_fingerprint (str): the same with all further columns that are loaded: what a stock model's data are.
         splits (dict[str, TextSequentialDataset]): on every split that ``build`` returns: ``train`` (all its rows),
             ``valid`` and ``test``.
         all_rows (TextSequentialDataset): on the train split that ``build`` returns: the same with all its rows.
@@ -118,6 +120,8 @@ class TextSequentialDataset(SequentialDataset):
     has_dates: bool
     user_items: list[np.ndarray]
     fingerprint: str
+    text_fingerprint: str
+    column_fingerprint: str
 
     # ---- Loading
 
@@ -313,9 +317,28 @@ class TextSequentialDataset(SequentialDataset):
     def _data_processing(self) -> None:
         super()._data_processing()
         self.item_attributes = self._collect_item_attributes()
+        self.text_fingerprint = self._identify_texts()
+        self.column_fingerprint = self._identify_columns()
         self.item_texts = [self._settings.item_text_separator.join(attributes) for attributes in self.item_attributes]
         self.user_items = self._collect_user_items()
         del self._attributes_of_token, self._recorded_times
+
+    def _identify_texts(self) -> str:
+        """sha256 of the fingerprint and the items' texts."""
+        return hashlib.sha256(json.dumps([self.fingerprint, self.item_attributes]).encode()).hexdigest()
+
+    def _identify_columns(self) -> str:
+        """sha256 of the fingerprint and all further columns of users, items and interactions that are loaded."""
+        of_sequences = {self.uid_field, self.iid_field, *self._number_fields()}
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for name in self.feat_name_list:
+            feat = getattr(self, name)
+            for field in sorted(set(feat) - of_sequences):
+                digest.update(f"\n{name} {field} ".encode())
+                digest.update("\t".join(map(str, self.field2id_token.get(field, ()))).encode("utf-8", "surrogatepass"))
+                for value in feat[field]:
+                    digest.update(np.asarray(value, np.float64).tobytes() + b";")
+        return digest.hexdigest()
 
     def _fill_nan(self) -> None:
         """As RecBole's, without chained assignment: pandas 2 warns of that, and pandas 3 makes it do nothing."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from recbole_llm.backbone.sentence_encoder import load_sentence_encoder
 from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
+from recbole_llm.lock import held
 from recbole_llm.recommender.heads import projection
 from recbole_llm.recommender.llm_recommender import LLMRecommender
 from recbole_llm.trainer.alignment import train_alignment
@@ -68,18 +69,20 @@ class ALLMRec(LLMRecommender):
         folder = Path(settings.checkpoint_dir)
         folder.mkdir(parents=True, exist_ok=True)
         getLogger().info(f"A-LLMRec stage 1: {len(rows)} rows, {settings.alignment_epochs} epochs")
-        alignment = train_alignment(
-            self.teacher.item_vectors.cpu(),
-            texts.cpu(),
-            users,
-            rows[self.POS_ITEM_ID].cpu(),
-            rows[self.ITEM_SEQ].cpu(),
-            latent_size=settings.latent_size,
-            epochs=settings.alignment_epochs,
-            seed=settings.seed,
-            device=settings.device,
-            checkpoint=folder / f"alignment-{dataset.fingerprint[:10]}-{self.teacher.identity[:10]}.safetensors",
-        )
+        file = folder / f"alignment-{dataset.fingerprint[:10]}-{self.teacher.identity[:10]}.safetensors"
+        with held(file):
+            alignment = train_alignment(
+                self.teacher.item_vectors.cpu(),
+                texts.cpu(),
+                users,
+                rows[self.POS_ITEM_ID].cpu(),
+                rows[self.ITEM_SEQ].cpu(),
+                latent_size=settings.latent_size,
+                epochs=settings.alignment_epochs,
+                seed=settings.seed,
+                device=settings.device,
+                checkpoint=file,
+            )
         with torch.no_grad():
             return alignment.joint(self.teacher.item_vectors)
 

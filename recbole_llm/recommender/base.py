@@ -32,7 +32,7 @@ class Recommender(Protocol):
 
     Attributes:
         loss_names: names of the parts of :meth:`calculate_loss`, in order.
-        fingerprint: identity of the data (items, split and filters); a checkpoint belongs to it.
+        fingerprint: identity of the data (items and their texts, split and filters); a checkpoint belongs to it.
         progress: share of the training (of its present stage) that is done, 0 to 1; set by the trainer.
         rng: the randomness of a training step, renewed by :meth:`seed_step`.
         teacher_run: the run of the stock model that is learned from, with its folder; None without one.
@@ -157,7 +157,7 @@ class BackboneRecommender(SequentialRecommender):
         self._trained_names: list[str] | None = None
         self._dataset = dataset
         self.time_list_field = dataset.time_field + settings.list_suffix
-        self.fingerprint = dataset.fingerprint
+        self.fingerprint = dataset.text_fingerprint
         self.seed = settings.seed
         self.rng = np.random.default_rng(self.seed)
 

@@ -35,6 +35,7 @@ from recbole_llm.data.sequences import cut_windows, user_sequences
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
 from recbole_llm.files import reporting_full_disk
+from recbole_llm.lock import held
 
 # Models whose state at position n sees items 1..n only, with one `gather_indexes` at the end of `forward`.
 CAUSAL_MODELS = ("SASRec", "GRU4Rec")
@@ -145,14 +146,23 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
     if training == "causal" and (name not in CAUSAL_MODELS or config["loss_type"] != "CE"):
         training = "prefix"
     settings = {**deciding_settings(config), "training": training}
-    fingerprint = splits["train"].fingerprint
+    fingerprint = splits["train"].column_fingerprint
     digest = hashlib.sha256(json.dumps([settings, fingerprint], sort_keys=True).encode()).hexdigest()[:10]
     folder = Path(config["checkpoint_dir"]) / f"{name}-{config['dataset']}-seed{config['seed']}-{digest}"
 
+    with held(folder):
+        return _train_or_load(config, splits, training, folder, settings, fingerprint)
+
+
+def _train_or_load(
+    config: Config, splits: dict[str, Any], training: str, folder: Path, settings: dict[str, Any], fingerprint: str
+) -> StockRun:
+    """:func:`train_or_load` while no other process writes ``folder``."""
+    name = config["model"]
     train_data, valid_data = _dataloaders(config, splits)
     init_seed(config["seed"], config["reproducibility"])
     model = get_model(name)(config, splits["train"]).to(config["device"])
-    if checkpoint.exists(folder):
+    if checkpoint.exists(folder) and not config["fresh"]:
         record = _read_record(folder)
         checkpoint.check(record, folder, model=name, fingerprint=fingerprint)
         model.load_state_dict(checkpoint.read_weights(folder, config["device"]))
@@ -238,7 +248,7 @@ def load(folder: str | Path, config: Config, splits: dict[str, Any]) -> StockRun
     """
     folder = Path(folder)
     record = _read_record(folder)
-    checkpoint.check(record, folder, model=config["model"], fingerprint=splits["train"].fingerprint)
+    checkpoint.check(record, folder, model=config["model"], fingerprint=splits["train"].column_fingerprint)
     _dataloaders(config, splits)
     model = get_model(config["model"])(config, splits["train"]).to(config["device"])
     try:

@@ -37,6 +37,7 @@ from recbole_llm.config.settings import make_config, select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.evaluate import evaluate_ranking, sample_rows
+from recbole_llm.lock import held
 from recbole_llm.trainer.linear_head import HeadRecommender, LinearHeadTrainer
 
 WHAT_AN_LLM_IS = ("source", "name", "sha256", "revision", "architecture", "layers")
@@ -156,12 +157,20 @@ def obtain_foundation(config: Config) -> Foundation | None:
     digest = hashlib.sha256(json.dumps(identity, default=str, sort_keys=True).encode()).hexdigest()[:10]
     names = "+".join(settings.pretrain_datasets)
     folder = Path(settings.checkpoint_dir) / f"{settings.model}-{names}-seed{settings.seed}-{digest}"
+    with held(folder):
+        _make_foundation(folder, names, configs, datasets, bool(settings.resume))
+    return _load(folder)
+
+
+def _make_foundation(
+    folder: Path, names: str, configs: Sequence[Config], datasets: Sequence[TextSequentialDataset], resume: bool
+) -> None:
+    """Pre-train the LLM where ``folder`` has none yet; the folder must be held."""
     if checkpoint.exists(folder):
         getLogger().info(f"Foundation: using the LLM in {folder}, pre-trained on {names}")
     else:
         getLogger().info(f"Foundation: pre-training the LLM on {names} now; it will be kept in {folder}")
-        _pretrain(folder, configs, datasets, bool(settings.resume))
-    return _load(folder)
+        _pretrain(folder, configs, datasets, resume)
 
 
 def source_configs(config: Config) -> list[Config]:
