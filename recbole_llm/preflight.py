@@ -8,17 +8,20 @@ import shutil
 from collections.abc import Iterable, Mapping
 from logging import getLogger
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 from recbole.config import Config
+from recbole.utils import get_model
 
-from recbole_llm.backbone.load import fetch_backbone
+from recbole_llm.backbone.load import fetch_backbone, load_text_side
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError, first_line
 from recbole_llm.evaluation.candidates import check_pools
 from recbole_llm.evaluation.protocols import EvaluationSettings, evaluation_mode
+from recbole_llm.recommender.retrieval import RetrievalForm
 from recbole_llm.registry import is_ours
 from recbole_llm.trainer.pretraining import source_configs
 
@@ -44,6 +47,7 @@ def check(configs: Iterable[Config], data: SharedData) -> None:
         check_attributes(config, splits["train"])
         if is_ours(config["model"]):
             check_negatives(config, splits["train"])
+            check_prompts(config, splits["train"])
 
 
 def build_splits(config: Config, data: SharedData) -> dict[str, TextSequentialDataset]:
@@ -119,6 +123,21 @@ def check_negatives(config: Config, train: TextSequentialDataset) -> None:
             f"'{train.id2token(train.uid_field, user)}' has only {free} of {train.item_num - 1} left; set it to {most} "
             f"or lower, or leave out such users with user_inter_num_interval."
         )
+
+
+def check_prompts(config: Config, train: TextSequentialDataset) -> None:
+    """Read the tokenizer and build the prompts of a model by retrieval, before its teacher is trained and its LLM is read.
+
+    Raises:
+        UserError: no tokenizer, or no room for an item.
+    """
+    model_class = get_model(config["model"])
+    forms = getattr(model_class, "forms", {})
+    form = forms.get(config["recommend_by"] or next(iter(forms), None))
+    if form is None or not issubclass(form, RetrievalForm):
+        return
+    shown = {name: getattr(model_class, name) for name in ("has_item_vectors", "has_user_vector", "has_marker")}
+    form(SimpleNamespace(backbone=load_text_side(config), **shown), config, train).build_prompts()
 
 
 def check_attributes(config: Config, train: TextSequentialDataset) -> None:

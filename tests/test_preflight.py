@@ -51,6 +51,7 @@ def run(chain_data, tmp_path, monkeypatch):
         (["SASRec"], {"MAX_ITEM_LIST_LENGTH": 10**9}, r"MAX_ITEM_LIST_LENGTH: 1000000000 items .* set it to \d+ or lower"),
         (["SASRec"], {"normalize_field": ["nothing"]}, r"dataset: chain cannot be loaded .*nothing"),
         (["SASRec", "LLMSTAR"], {"backbone": "no/such-folder.gguf"}, r"backbone"),
+        (["SASRec", "LLMSTAR"], {"max_prompt_tokens": 60}, r"max_prompt_tokens: .* takes \d+ tokens, and 60 are allowed"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_anything_is_trained(run, tmp_path, models, settings, message):

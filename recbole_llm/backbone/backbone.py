@@ -96,7 +96,7 @@ class Backbone(nn.Module):
         self.sliding_window: int | None = config.sliding_window if self.is_sliding else None
         self._mixes_layer_types = len(types) > 1
         self.supports_masks = attn_implementation != "flash_attention_2"
-        self.prefix_ids = _prefix_ids(tokenizer)
+        self.prefix_ids = prefix_ids(tokenizer)
         self.train(False)
 
     @property
@@ -260,7 +260,8 @@ def layer_types(config: PreTrainedConfig) -> list[str]:
     return list(types)
 
 
-def _prefix_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a text."""
     encoding = tokenizer("a", return_special_tokens_mask=True)
     special = encoding["special_tokens_mask"]
     return encoding["input_ids"][: special.index(0)] if 0 in special else []

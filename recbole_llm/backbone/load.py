@@ -10,20 +10,21 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_llm.backbone.backbone import SUPPORTED_LAYER_TYPES, Backbone, layer_types
-from recbole_llm.backbone.built_in import SMOLLM2, SMOLLM2_GGUF, make_tiny, make_tiny_tokenizer, smollm2_folder
+from recbole_llm.backbone.backbone import SUPPORTED_LAYER_TYPES, Backbone, layer_types, prefix_ids
+from recbole_llm.backbone.built_in import SMOLLM2, SMOLLM2_GGUF, TINY_CONTEXT, make_tiny, make_tiny_tokenizer, smollm2_folder
 from recbole_llm.backbone.lora import add_lora
-from recbole_llm.backbone.reading import model_digest, quiet_transformers, read_model, read_tokenizer
+from recbole_llm.backbone.reading import model_digest, quiet_transformers, read_config, read_model, read_tokenizer
 from recbole_llm.backbone.settings import BUILT_IN, BackboneSettings, read_settings, resolved_dtype, what_backbone_may_be
 from recbole_llm.errors import UserError, closest, first_line
 
-__all__ = ["fetch_backbone", "load_backbone"]
+__all__ = ["TextSide", "fetch_backbone", "load_backbone", "load_text_side"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,39 @@ def load_backbone(settings: Mapping[str, Any] | BackboneSettings) -> Backbone:
     if settings.quantization is None:  # else it was read onto its device, and LoRA matrices follow their layers
         causal_lm.to(settings.device)
     return Backbone(causal_lm, tokenizer, settings.tuning, kernel, identity)
+
+
+@dataclass(frozen=True)
+class TextSide:
+    """What prompts need of an LLM, known before its weights are read.
+
+    Attributes:
+        tokenizer: its tokenizer.
+        context_length: most positions that it was trained for.
+        prefix_ids: what the tokenizer puts before a text.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    context_length: int
+    prefix_ids: list[int]
+
+
+def load_text_side(settings: Mapping[str, Any] | BackboneSettings) -> TextSide:
+    """Read the tokenizer and the configuration of the LLM that the settings name, not its weights.
+
+    Raises:
+        UserError: as :func:`load_backbone`.
+    """
+    settings = read_settings(settings)
+    if settings.backbone == "tiny":
+        tokenizer, length = make_tiny_tokenizer(), TINY_CONTEXT
+    else:
+        folder, gguf_file, _ = _locate(settings)
+        with quiet_transformers():
+            config = read_config(folder, gguf_file, settings.backbone)
+            tokenizer = read_tokenizer(folder, gguf_file, settings.backbone)
+        length = config.get_text_config(decoder=True).max_position_embeddings
+    return TextSide(tokenizer, length, prefix_ids(tokenizer))
 
 
 def fetch_backbone(settings: Mapping[str, Any] | BackboneSettings) -> dict[str, Any]:

@@ -127,6 +127,24 @@ def _check_weight_file(file: Any, endings: tuple[str, ...], place: str) -> None:
         raise UserError(f"{place} names {file} as its weights, which is not in the folder; only files in it are read.")
 
 
+def read_config(folder: Path, gguf_file: str | None, name: str) -> PreTrainedConfig:
+    """Read the configuration of a causal LM, from local files only.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if gguf_file is None:
+        _check_folder(folder, name)
+    else:
+        source["gguf_file"] = gguf_file
+        check_gguf_package()
+    try:
+        return AutoConfig.from_pretrained(folder, **source)
+    except UNREADABLE as error:
+        raise UserError(f"backbone: the configuration of {name} cannot be read: {first_line(error)}.") from None
+
+
 def read_model(
     folder: Path, gguf_file: str | None, settings: BackboneSettings, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, str]:
@@ -136,16 +154,10 @@ def read_model(
         the model and its attention kernel.
     """
     name = settings.backbone
-    if gguf_file is None:
-        _check_folder(folder, name)
+    config = read_config(folder, gguf_file, name)
     source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if gguf_file is not None:
         source["gguf_file"] = gguf_file
-        check_gguf_package()
-    try:
-        config = AutoConfig.from_pretrained(folder, **source)
-    except UNREADABLE as error:
-        raise UserError(f"backbone: the configuration of {name} cannot be read: {first_line(error)}.") from None
     if settings.layers is not None:
         keep_layers(config, settings.layers, name)
     if gguf_file is None:

@@ -222,7 +222,8 @@ class ST2SI(BackboneRecommender):
             windows = np.pad(history, ((0, 0), (0, 1)))
             windows[np.arange(len(windows)), lengths] = interaction[self.POS_ITEM_ID].cpu().numpy()
             return windows, lengths
-        windows = np.zeros((len(history), self.settings.history_length + 1), dtype=np.int64)
+        longest = min(self.settings.history_length, max(map(len, self.sequences.values())) - 1)
+        windows = np.zeros((len(history), longest + 1), dtype=np.int64)
         lengths = np.empty(len(history), dtype=np.int64)
         for row, user in enumerate(interaction[self.USER_ID].tolist()):
             sequence = self.sequences[user]

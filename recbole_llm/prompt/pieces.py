@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from recbole_llm.errors import UserError
 from recbole_llm.prompt.batch import MARKER_TOKEN, SLOT_TOKEN
 
 Encode = Callable[[list[str]], list[list[int]]]
@@ -85,6 +86,23 @@ def latest_that_fit(sizes: np.ndarray, inside: np.ndarray, room: np.ndarray | in
     from_latest = np.cumsum(np.where(inside, sizes, 0)[:, ::-1], axis=1)[:, ::-1]
     place = np.cumsum(inside[:, ::-1], axis=1)[:, ::-1]  # 1 = the latest item
     return inside & ((place == 1) | (from_latest <= np.reshape(room, (-1, 1))))
+
+
+def check_room(needed: int, limit: int) -> None:
+    """Check that a prompt with the longest item alone fits: then every prompt keeps its request and its latest item.
+
+    Args:
+        needed: tokens of that prompt.
+        limit: the most tokens of a prompt.
+
+    Raises:
+        UserError: naming ``max_prompt_tokens`` and what it must be at least.
+    """
+    if needed > limit:
+        raise UserError(
+            f"max_prompt_tokens: a prompt with the longest item alone takes {needed} tokens, and {limit} are allowed by the "
+            f"key or the LLM's context: set it to {needed} or more, lower max_item_tokens, or take an LLM with a longer context."
+        )
 
 
 def slot_tokens(item_vectors: bool, marker: bool) -> list[int]:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recbole_llm.prompt.batch import OUT_TOKEN, USER_TOKEN, PromptBatch
-from recbole_llm.prompt.pieces import Encode, PieceTable, after_user_slot, latest_that_fit, slot_tokens
+from recbole_llm.prompt.pieces import Encode, PieceTable, after_user_slot, check_room, latest_that_fit, slot_tokens
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,20 @@ class PromptBuilder:
             "opening": int(self.table.lengths[[*self._opening, self._sentence]].sum()),
             "item": int(self.table.lengths[[self._prefix, self._item_header]].sum()),
         }
+
+    def check_fits(self) -> None:
+        """Check that the longest item fits into a user prompt and an item prompt.
+
+        Raises:
+            UserError: naming ``max_prompt_tokens`` and what it must be at least.
+        """
+        size, header = self.table.lengths, self._header_tokens
+        longest = int(size[self._title].max()) + int(size[[self._quote, self._slot]].sum())
+        date = int(size[self.table.texts(['2000-12-31, "'])].sum()) if self.format_dates is not None else 0
+        in_history = int(size[self._rank].max()) + date + int(size[[self._joint, self._request, self._out]].sum())
+        alone = int(size[[self._item_request, self._out]].sum())
+        needed = max(header["opening"] + in_history, header["item"] + alone) + longest
+        check_room(needed, self.settings.max_prompt_tokens)
 
     def item_prompts(self, items: np.ndarray) -> PromptBatch:
         """Build the prompt of each item. ``items``: internal ids int64 ``[N]``."""

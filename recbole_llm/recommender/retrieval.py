@@ -69,7 +69,7 @@ class RetrievalForm(Form):
             PromptSettings(
                 sentence=settings.prompt_sentence,
                 request=settings.prompt_request.replace("{goal}", settings.prompt_goal),
-                history_length=settings.history_length,
+                history_length=min(settings.history_length, dataset.max_item_list_len),
                 max_prompt_tokens=min(settings.max_prompt_tokens or backbone.context_length, backbone.context_length),
                 max_item_tokens=settings.max_item_tokens,
                 item_vectors=model.has_item_vectors,
@@ -80,6 +80,7 @@ class RetrievalForm(Form):
             format_dates=dataset.item_dates if dataset.has_dates else None,
             prefix_ids=backbone.prefix_ids,
         )
+        self.prompts.check_fits()
         self.forget_items()
 
     @property
