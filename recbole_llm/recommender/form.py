@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from recbole.config import Config
 from recbole.data.interaction import Interaction
@@ -10,15 +10,12 @@ from torch import Tensor
 
 from recbole_llm.data.dataset import TextSequentialDataset
 
-if TYPE_CHECKING:
-    from recbole_llm.recommender.llm_recommender import LLMRecommender
-
 
 class Form:
     """Base of the forms. A model holds one as ``form``, chosen by the key ``recommend_by`` from its table ``forms``.
 
     Args:
-        model: the recommender, which has its LLM, its teacher and its projections; learned parts are added to it.
+        model: the ``LLMRecommender``, which has its LLM, its teacher and its projections; learned parts are added to it.
         config: RecBole configuration; each form reads its settings from it here.
         dataset: the training split.
 
@@ -31,7 +28,7 @@ class Form:
     loss_names: tuple[str, ...] = ()
     protocol: str | None = None
 
-    def __init__(self, model: LLMRecommender, config: Config, dataset: TextSequentialDataset) -> None:
+    def __init__(self, model: Any, config: Config, dataset: TextSequentialDataset) -> None:
         self.model, self.dataset = model, dataset
 
     def prepare(self) -> None:
