@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -238,7 +239,7 @@ class GenerationForm(Form):
     loss_names = ("title",)
     protocol = "generation"
 
-    def __init__(self, model, config: Config, dataset: TextSequentialDataset) -> None:
+    def __init__(self, model: Any, config: Config, dataset: TextSequentialDataset) -> None:
         super().__init__(model, config, dataset)
         self.settings = select(GenerationSettings, config)
 

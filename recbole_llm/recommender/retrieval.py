@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ class RetrievalForm(Form):
 
     loss_names = ("retrieval",)
 
-    def __init__(self, model, config: Config, dataset: TextSequentialDataset) -> None:
+    def __init__(self, model: Any, config: Config, dataset: TextSequentialDataset) -> None:
         super().__init__(model, config, dataset)
         self.settings = select(RetrievalSettings, config)
         self._table: ItemTable | None = None

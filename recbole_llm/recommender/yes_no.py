@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ class YesNoForm(Form):
     loss_names = ("answer",)
     protocol = "yes_no"
 
-    def __init__(self, model, config: Config, dataset: TextSequentialDataset) -> None:
+    def __init__(self, model: Any, config: Config, dataset: TextSequentialDataset) -> None:
         super().__init__(model, config, dataset)
         self.settings = select(YesNoSettings, config)
 

@@ -20,6 +20,16 @@ def sentence_encoder():
 
 
 @pytest.fixture(scope="session")
+def small_data(tmp_path_factory):
+    """A folder with the dataset ``chain``, as small as runs of the command line can do with."""
+    from recbole_llm.data.prepare import generate_chain
+
+    folder = tmp_path_factory.mktemp("small")
+    generate_chain(folder, "chain", users=20, items=30, seed=1, noise=0.1, lengths=(5, 9))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def contract_settings(tmp_path_factory):
     """Settings of a run as small as can be, on rated data. All models share the folder, and so a teacher trained once."""
     import numpy as np

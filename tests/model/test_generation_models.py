@@ -327,10 +327,10 @@ def test_collm_trains_in_two_steps(make_model):
 
 
 @pytest.mark.parametrize("form", ["retrieval", "generation"])
-def test_a_comparison_of_all_models_in_one_form(form, chain_data, sentence_encoder, capsys):
+def test_a_comparison_of_all_models_in_one_form(form, small_data, sentence_encoder, capsys):
     models = ["SASRec", "TALLRec", "LLaRA", "CoLLM", "ALLMRec", "RSLLM"] + ["ZeroShot"] * (form == "generation")
     command = (
-        f"run --model={','.join(models)} --dataset=chain --data_path={chain_data} --recommend_by={form} "
+        f"run --model={','.join(models)} --dataset=chain --data_path={small_data} --recommend_by={form} "
         "--backbone=tiny --backbone_dtype=float32 --head_hidden_size=16 --epochs=1 --eval_step=1 --SASRec.epochs=1 "
         "--SASRec.hidden_size=8 --SASRec.inner_size=16 --show_progress=False --use_gpu=False --train_candidates=5 "
         f"--valid_users=10 --results_file=out.json --alignment_epochs=1 --train_targets=last --eval_args={{'mode':'uni9'}}"

@@ -228,9 +228,9 @@ def test_by_retrieval_users_and_targets_are_aligned(make_model):
 
 
 @pytest.mark.parametrize("teacher", ["GRU4Rec", "Caser"])
-def test_other_teachers_and_the_command_line(chain_data, teacher):
+def test_other_teachers_and_the_command_line(small_data, teacher):
     command = (
-        f"run --model=RSLLM --dataset=chain --data_path={chain_data} --recommend_by=generation --teacher={teacher} "
+        f"run --model=RSLLM --dataset=chain --data_path={small_data} --recommend_by=generation --teacher={teacher} "
         "--backbone=tiny --backbone_dtype=float32 --epochs=1 --eval_step=1 --train_targets=last --show_progress=False "
         f"--use_gpu=False --train_candidates=5 --valid_users=10 --results_file=out.json --eval_args={{'mode':'uni9'}} "
         f"--{teacher}.epochs=1 --{teacher}.embedding_size=8"

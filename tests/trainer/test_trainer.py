@@ -251,7 +251,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(chain_data, tmp_path):
         "--model=LLMSTAR", "--dataset=chain", f"--data_path={chain_data}", "--backbone=tiny", "--backbone_dtype=float32",
         "--head_hidden_size=16", "--representation_size=8", "--eval_args={mode: uni9}", "--topk=[1, 5]", "--valid_metric=Hit@5",
         "--epochs=4", "--eval_step=0.4", "--train_batch_size=7", "--accumulation_steps=2", "--learning_rate=1e-3",
-        "--SASRec.epochs=1", "--show_progress=False", "--use_gpu=False", "--stopping_step=100",
+        "--SASRec.epochs=1", "--show_progress=False", "--use_gpu=False", "--stopping_step=100", "--valid_users=10",
     ]  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
