@@ -45,11 +45,11 @@ def read(batch) -> str:
     return "".join(chr(token) for token in batch.tokens if token >= 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=ITEMS, max_size=ITEMS),
     history=st.lists(st.integers(1, ITEMS), min_size=1, max_size=12),
-    most_tokens=st.integers(90, 330),
+    most_tokens=st.integers(110, 330),
     most_items=st.integers(1, 10),
 )
 def test_every_kind_of_prompt_keeps_whole_latest_items(lengths, history, most_tokens, most_items):
