@@ -62,7 +62,8 @@ def test_every_kind_of_prompt_keeps_whole_latest_items(lengths, history, most_to
         encode, titles, TitlePromptSettings(["Had{history}. Pick{candidates}."], **limits, context_length=999), [], 0
     )
     yes_no = YesNoPrompts(encode, titles, YesNoPromptSettings("{liked}, bad{disliked}, is{target}?", **limits))
-    sequences = SequencePrompts(encode, [[title] for title in titles], SequencePromptSettings(**limits))
+    sequence_settings = SequencePromptSettings(**limits, max_attribute_tokens=40)  # no title is cut by itself
+    sequences = SequencePrompts(encode, [[title] for title in titles], sequence_settings)
     retrieval = PromptBuilder(encode, titles, PromptSettings("Had:", ". Next:", **limits))
     batches = {
         "generation": title_prompts.prompts(rows, count, target),
