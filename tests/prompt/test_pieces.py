@@ -45,11 +45,11 @@ def read(batch) -> str:
     return "".join(chr(token) for token in batch.tokens if token >= 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=ITEMS, max_size=ITEMS),
     history=st.lists(st.integers(1, ITEMS), min_size=1, max_size=12),
-    most_tokens=st.integers(90, 330),
+    most_tokens=st.integers(110, 330),
     most_items=st.integers(1, 10),
 )
 def test_every_kind_of_prompt_keeps_whole_latest_items(lengths, history, most_tokens, most_items):
@@ -62,7 +62,8 @@ def test_every_kind_of_prompt_keeps_whole_latest_items(lengths, history, most_to
         encode, titles, TitlePromptSettings(["Had{history}. Pick{candidates}."], **limits, context_length=999), [], 0
     )
     yes_no = YesNoPrompts(encode, titles, YesNoPromptSettings("{liked}, bad{disliked}, is{target}?", **limits))
-    sequences = SequencePrompts(encode, [[title] for title in titles], SequencePromptSettings(**limits))
+    sequence_settings = SequencePromptSettings(**limits, max_attribute_tokens=40)  # no title is cut by itself
+    sequences = SequencePrompts(encode, [[title] for title in titles], sequence_settings)
     retrieval = PromptBuilder(encode, titles, PromptSettings("Had:", ". Next:", **limits))
     batches = {
         "generation": title_prompts.prompts(rows, count, target),
