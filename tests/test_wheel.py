@@ -45,4 +45,4 @@ def test_the_installed_command_reads_them(installed):
     libraries = {"PYTHONPATH": sysconfig.get_paths()["purelib"]}
     where = call(installed / "python", "-c", "import recbole_llm; print(recbole_llm.__file__)", **libraries)
     assert Path(where.strip()).is_relative_to(installed.parent)
-    assert "train_negatives" in call(installed / "recbole-llm", "run", "--help", **libraries)
+    assert "train_negatives" in call(installed / "recbole-llm", "run", "--help", "--model=LLMSTAR", **libraries)
