@@ -18,7 +18,7 @@ USAGE = """\
 recbole-llm: LLM-based sequential recommenders in RecBole
 
   recbole-llm run --model=SASRec,LLMSRec,LLMSTAR --dataset=ml-100k [--seed=1,2,3] [--key=value ...]
-      train and compare models; --help lists models, datasets, backbones and keys
+      train and compare models; --help lists models, datasets and backbones, --help --model=LLMSTAR its keys
   recbole-llm table FILE ... [--against=SASRec]
       print one table, with tests, of runs that were made apart, from their results_file and per_user_file
   recbole-llm recommend --checkpoint=saved/... (--user=196 | --history='[Toy Story, GoldenEye]') [--topk=10]
@@ -80,7 +80,7 @@ def run(argv: Sequence[str]) -> int:
 
     settings = parse_command_line(argv)
     if settings.pop("help", False):
-        print(help_text(settings.get("data_path", "dataset/")))
+        print(help_text(settings.get("data_path", "dataset/"), settings.get("model"), settings.get("dataset")), end="")
         return 0
     files = [file for file in str(settings.pop("config_files", "") or "").replace(",", " ").split() if file]
     from_files: dict[str, Any] = {}

@@ -147,14 +147,12 @@ def configure(
         if for_teacher:
             given["teacher_settings"] = {**(from_files.get("teacher_settings") or {}), **(given.get("teacher_settings") or {})}
             given["teacher_settings"].update(for_teacher)
+    of_teacher = together.get("teacher_settings")
+    if name in teachers.values() and isinstance(of_teacher, dict):  # as the teacher of the others, so that it is trained once
+        given = {**of_teacher, **given}
     config = make_config(model_of(name), dataset, config_dict=from_files, command_line=given)
     if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
         raise UserError(f"model: {name} is no sequential model; compare it with RecBole's own run_recbole.")
-    if name in teachers.values():  # as the teacher of the others, so that it is trained once
-        of_teacher = together.get("teacher_settings")
-        for key, value in (of_teacher if isinstance(of_teacher, dict) else {}).items():
-            given.setdefault(key, value)
-        config = make_config(name, dataset, config_dict=from_files, command_line=given)
     return config
 
 

@@ -121,12 +121,12 @@ def register_model(
     Raises:
         UserError: the name is taken or no name, or the file does not exist.
     """
-    if not re.fullmatch(r"\w+", name):
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
         raise UserError(f"register_model: {name!r} is no name for a model; use letters, digits and underscores.")
     file = Path(properties).resolve()
     if not file.is_file():
         raise UserError(f"register_model: {name} names {file} as its properties, which is no file.")
-    entry = Entry(_reference(model), str(file), paper, _reference(dataset), _reference(trainer))
+    entry = Entry(_reference(name, model), str(file), paper, _reference(name, dataset), _reference(name, trainer))
     if MODELS.get(name, entry) != entry or name in stock_models():
         raise UserError(f"register_model: there is a model named {name} already; choose another name.")
     MODELS[name] = entry
@@ -134,8 +134,12 @@ def register_model(
     os.environ[_PASSED_ON] = json.dumps({**passed_on, name: asdict(entry)})
 
 
-def _reference(part: str | type) -> str:
-    return part if isinstance(part, str) else f"{part.__module__}:{part.__qualname__}"
+def _reference(name: str, part: str | type) -> str:
+    """A class as ``module:class``, by which other processes find it, too."""
+    reference = part if isinstance(part, str) else f"{part.__module__}:{part.__qualname__}"
+    if not re.fullmatch(r"[\w.]+:\w+", reference):
+        raise UserError(f"register_model: {name} names {reference!r}, which is no module:class at the top of a module.")
+    return reference
 
 
 def _receive_models() -> None:
@@ -177,15 +181,20 @@ def models() -> dict[str, Entry]:
             try:
                 _load_entry_point(point)
             except UserError as error:
-                logger.warning("%s", error)
+                _warn_once(str(error))
     return MODELS
+
+
+@lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def is_ours(model_name: Any) -> bool:
     """Whether ``model_name`` is a model of this library, or one that was registered with it."""
     if not isinstance(model_name, str):
         return False
-    if model_name not in MODELS and model_name in _installed():
+    if model_name not in MODELS and model_name in _installed() and model_name not in stock_models():
         _load_entry_point(_installed()[model_name])
     return model_name in MODELS
 
@@ -220,12 +229,17 @@ def properties_folder() -> Path:
 
 def stock_models() -> list[str]:
     """The names of RecBole's own models, sorted."""
+    return list(_stock_models())
+
+
+@lru_cache(maxsize=1)
+def _stock_models() -> tuple[str, ...]:
     import recbole
 
     # RecBole has one settings file per model, named like it; but the two for libraries of others, and none for Random.
     files = (Path(recbole.__file__).parent / "properties" / "model").glob("*.yaml")
     other_names = {"lightgbm": "LightGBM", "xgboost": "XGBoost"}
-    return sorted({other_names.get(file.stem, file.stem) for file in files} | {"Random"})
+    return tuple(sorted({other_names.get(file.stem, file.stem) for file in files} | {"Random"}))
 
 
 def known_models() -> list[str]:

@@ -53,7 +53,7 @@ def test_the_installed_command_reads_them(installed):
 import runpy, sys
 import recbole_llm
 print(recbole_llm.__file__)
-sys.argv = ["recbole-llm", "run", "--help"]
+sys.argv = ["recbole-llm", "run", "--help", "--model=LLMSTAR"]
 runpy.run_path({str(installed / "recbole-llm")!r}, run_name="__main__")
 """
     where, *text = call(installed / "python", "-c", code, **libraries).splitlines()

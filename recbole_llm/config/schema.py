@@ -342,11 +342,12 @@ def forms_of(model: str) -> list[str]:
     """
     path = registry.properties_of(model)
     forms = load_yaml(path).get("forms") or []
-    for form in forms if isinstance(forms, list) else [forms]:
-        if not (registry.properties_folder() / "form" / f"{form}.yaml").is_file():
-            known = ", ".join(sorted(file.stem for file in (registry.properties_folder() / "form").glob("*.yaml")))
-            raise UserError(f"{path}: forms must be a list of any of {known}, not {forms!r}.")
-    return list(forms) if isinstance(forms, list) else [forms]
+    forms = list(forms) if isinstance(forms, list) else [forms]
+    known = sorted(file.stem for file in (registry.properties_folder() / "form").glob("*.yaml"))
+    for form in forms:
+        if form not in known:
+            raise UserError(f"{path}: forms must be a list of any of {', '.join(known)}, not {form!r}.")
+    return forms
 
 
 def settings_files(model: str) -> list[Path]:
@@ -368,7 +369,11 @@ def known_keys(model: str, model_class: type | None = None) -> dict[str, Key]:
         return {**known, **_merged(schema, "backbone/"), **schema["overall"], **llm_keys(model, schema)}
     for name in schema["llm"].keys() - schema["recbole"].keys():  # what a dataset's file says for LLM recommenders alone
         known.pop(name, None)
-    return {**known, **schema["overall"], **stock_model_keys(model, model_class)}
+    known.update(schema["overall"])
+    for name, key in stock_model_keys(model, model_class).items():
+        if name not in known or key.where != "recbole":  # of a key that its source reads, nothing more is known
+            known[name] = key
+    return known
 
 
 def llm_keys(model: str, schema: Schema | None = None) -> dict[str, Key]:

@@ -101,7 +101,7 @@ def check_room(needed: int, limit: int) -> None:
     if needed > limit:
         raise UserError(
             f"max_prompt_tokens: a prompt with the longest item alone takes {needed} tokens, and {limit} are allowed by the "
-            f"key or the LLM's context: set it to {needed} or more, lower max_item_tokens, or take an LLM with a longer context."
+            f"key or the LLM's context: set it to {needed} or more, lower max_item_tokens, or take an LLM of longer context."
         )
 
 

@@ -18,14 +18,16 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.utils import argument_list
 
 from recbole_llm import registry
+from recbole_llm.config import settings
 from recbole_llm.config.command_line import parse_command_line
 from recbole_llm.config.help import help_text
-from recbole_llm.config.schema import Key, read_schema
+from recbole_llm.config.schema import MARKS, Key, forms_of, keys_of_file, known_keys, read_schema
 from recbole_llm.config.settings import datasets_in, make_config, settings_for
 from recbole_llm.errors import UserError
 
 PROPERTIES = registry.properties_folder()
 QUICKSTART = PROPERTIES / "quickstart.yaml"  # settings of a run, not defaults
+RECBOLE = PROPERTIES / "recbole.yaml"  # marks of RecBole's own keys
 DATA = os.environ.get("RECBOLE_LLM_DATA")
 CODE = "__import__('os').environ.__setitem__('RECBOLE_LLM_EVALUATED', '1')"
 
@@ -58,7 +60,7 @@ def message(*args, **kwargs) -> str:
 # --- the YAML files are the schema ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", sorted({*PROPERTIES.rglob("*.yaml")} - {QUICKSTART}), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted({*PROPERTIES.rglob("*.yaml")} - {QUICKSTART, RECBOLE}), ids=lambda file: file.stem)
 def test_every_key_of_ours_says_type_and_meaning_and_has_a_default_that_fits(file):
     group = file.relative_to(PROPERTIES).with_suffix("").as_posix()
     keys = read_schema()[group]
@@ -71,10 +73,83 @@ def test_every_key_of_ours_says_type_and_meaning_and_has_a_default_that_fits(fil
 def test_files_of_one_kind_agree_on_a_key():
     shared: dict[str, Key] = {}
     for group, keys in read_schema().items():
-        if group.startswith(("overall", "protocol/", "dataset/", "backbone/")):
+        if group.startswith(("overall", "llm", "form/", "protocol/", "dataset/", "backbone/")):
             for name, key in keys.items():
                 first = shared.setdefault(name, key)
-                assert (key.type, key.constraint) == (first.type, first.constraint), f"{first.where}, {key.where}"
+                said, before = ((one.type, one.constraint, one.mark, one.meaning) for one in (key, first))
+                assert said == before or (name in VARIED and said[:3] == before[:3]), f"{first.where}, {key.where}"
+
+
+VARIED = ("metrics", "topk", "valid_metric")  # a protocol says what its own choice means
+
+
+@pytest.mark.parametrize("file", sorted({*PROPERTIES.rglob("*.yaml")} - {QUICKSTART}), ids=lambda file: file.stem)
+def test_every_mark_is_a_known_one(file):
+    for key in keys_of_file(file, file.name).values():
+        assert key.mark in MARKS, f"{key.where}: [{key.mark}]"
+
+
+def test_recboles_own_keys_are_listed_with_its_defaults():
+    config = Config(model="BPR", dataset="ml-100k", config_dict={})
+    for key in keys_of_file(RECBOLE, "recbole.yaml").values():
+        assert key.mark in ("cost", "output") and key.meaning, key.where
+        assert config.internal_config_dict.get(key.name) == key.default, key.where
+        assert key.name in read_schema()["recbole"] and read_schema()["recbole"][key.name].mark == key.mark
+
+
+def test_a_models_file_holds_what_is_its_own_or_differs():
+    schema = read_schema()
+    for name in registry.MODELS:
+        below = {**schema["overall"], **schema["llm"]}
+        for form in forms_of(name):
+            below.update(schema[f"form/{form}"])
+        for key in schema[f"model/{name}"].values():
+            lower = below.get(key.name)
+            same = lower and (key.default, key.type, key.constraint) == (lower.default, lower.type, lower.constraint)
+            assert not same, f"{key.where}: {key.name}"
+
+
+def test_a_key_given_again_keeps_what_is_said_of_it():
+    schema = read_schema()
+    again, first = schema["model/LLaRA"]["learning_rate"], schema["llm"]["learning_rate"]
+    assert again.default == 8e-4 and first.default == 1e-4
+    assert again.where.startswith("model/LLaRA.yaml:")
+    for part in ("type", "constraint", "meaning", "mark", "section"):
+        assert getattr(again, part) == getattr(first, part) != ""
+    # A comment of its own leaves the mark as it is.
+    own = schema["model/ST2SI"]["learning_rate"]
+    assert (own.type, own.mark, own.section) == ("float or None", "training", "Training")
+    assert schema["dataset/ml-100k"]["title_words"].mark == "text"
+
+
+def test_a_form_brings_its_keys_and_is_a_choice_of_recommend_by():
+    for name in registry.MODELS:
+        forms, keys = forms_of(name), known_keys(name)
+        for form, key in (("retrieval", "representation_size"), ("generation", "title_prompts"), ("yes_no", "yes_no_prompt")):
+            assert (key in keys) == (form in forms), (name, key)
+        assert "forms" not in keys
+        if "recommend_by" in keys:
+            assert keys["recommend_by"].choices == forms and keys["recommend_by"].default in forms
+        else:
+            assert forms in ([], ["retrieval"])
+    assert "must be one of retrieval, generation, not 'yes_no'" in message(
+        "LLaRA", "ml-100k", config_dict={"recommend_by": "yes_no"}
+    )
+
+
+def test_a_form_that_is_none(properties):
+    (properties / "model" / "LLaRA.yaml").write_text("forms: [retrieval, chat]\n")
+    said = "LLaRA.yaml: forms must be a list of any of generation, retrieval, yes_no, not 'chat'."
+    assert said in message("LLaRA", "ml-100k")
+
+
+def test_settings_are_checked_once_for_each_config(monkeypatch):
+    calls = []
+    checked = settings.validate
+    monkeypatch.setattr(settings, "validate", lambda config: calls.append(config.model) or checked(config))
+    make_config("LLMSTAR", "ml-100k")
+    Config(model="SASRec", dataset="ml-100k", config_dict={"protocol": "full"})
+    assert calls == ["LLMSTAR", "SASRec"]
 
 
 def test_a_comment_becomes_a_key():
@@ -195,6 +270,8 @@ def test_each_layer_wins_over_those_below(properties, tmp_path):
     layers = [
         properties / "overall.yaml",
         properties / "protocol" / "retrieval.yaml",
+        properties / "llm.yaml",
+        properties / "form" / "retrieval.yaml",
         properties / "model" / "LLMSTAR.yaml",
         properties / "dataset" / "ml-100k.yaml",
         properties / "backbone" / "layered.yaml",
@@ -202,18 +279,18 @@ def test_each_layer_wins_over_those_below(properties, tmp_path):
     layers[-1].parent.mkdir(exist_ok=True)
     for depth, path in enumerate(layers):
         with open(path, "a", encoding="utf-8") as file:
-            file.writelines(f"level_{level}: {depth}  # (int) a level\n" for level in range(depth, 8))
+            file.writelines(f"level_{level}: {depth}  # (int) a level\n" for level in range(depth, 10))
     own = tmp_path / "own.yaml"
-    own.write_text("level_5: 5\nlevel_6: 5\nlevel_7: 5\n")
+    own.write_text("level_7: 7\nlevel_8: 7\nlevel_9: 7\n")
     config = make_config(
         "LLMSTAR",
         "ml-100k",
         config_file_list=[own],
-        config_dict={"backbone": "layered", "level_6": 6, "level_7": 6},
-        command_line={"level_7": 7},
+        config_dict={"backbone": "layered", "level_8": 8, "level_9": 8},
+        command_line={"level_9": 9},
     )
     # Layer n sets level_n and all after it, so that level_n ends with n only if every later layer was laid on top.
-    assert [config[f"level_{level}"] for level in range(8)] == list(range(8))
+    assert [config[f"level_{level}"] for level in range(10)] == list(range(10))
 
 
 def test_a_part_of_eval_args_leaves_the_rest():
@@ -586,9 +663,12 @@ def test_a_hyphen_for_an_underscore_is_pointed_out():
 def test_settings_go_to_the_models_that_know_them():
     models = ["SASRec", "LLMSRec", "LLMSTAR"]
     given = {"epochs": 3, "SASRec.epochs": 5, "beta": 0.5, "n_layers": 1, "typo": 1, "teacher": "GRU4Rec"}
-    assert settings_for("SASRec", given, models) == {"epochs": 5, "n_layers": 1, "typo": 1, "teacher": "GRU4Rec"}
+    assert settings_for("SASRec", given, models) == {"epochs": 5, "n_layers": 1, "typo": 1}
     assert settings_for("LLMSRec", given, models) == {"epochs": 3, "typo": 1, "teacher": "GRU4Rec"}
     assert settings_for("LLMSTAR", given, models) == {"epochs": 3, "beta": 0.5, "typo": 1, "teacher": "GRU4Rec"}
+    # What only LLM recommenders read does not disturb a stock model beside them.
+    wording = {"prompt_goal": "x", "prompt_sentence": "x", "title_words": ["a", "b", "c"], "teacher_settings": {"n_heads": 1}}
+    assert settings_for("SASRec", wording, models) == {} and settings_for("LLMSTAR", wording, models) == wording
     # Where nobody in the run knows a key, it stays and is reported.
     assert settings_for("LLMSRec", {"beta": 1}, ["LLMSRec"]) == {"beta": 1}
     with pytest.raises(UserError, match=re.escape("'SASREC' is no model of this run")):
@@ -608,20 +688,55 @@ def test_settings_of_a_variant():
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-def test_help_names_models_datasets_backbones_and_every_key(tmp_path, properties):
-    (properties / "backbone").mkdir(exist_ok=True)
-    (properties / "backbone" / "made-up.yaml").write_text("backbone_layers: 4  # (int or None, > 0) layers kept\n")
+def fits(text: str) -> bool:
+    return all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_help_fits_a_screen(tmp_path, properties):
+    (properties / "backbone" / "made-up.yaml").write_text("backbone_layers: 4\n")
     (tmp_path / "my-own").mkdir()
     (tmp_path / "my-own" / "my-own.inter").write_text("")
     text = help_text(tmp_path)
-    for word in ["LLMSRec", "LLMSTAR", "GRU4Rec", "ml-100k", "steam-100k", "my-own", "made-up", "RecBole's own keys"]:
+    assert fits(text) and len(text.splitlines()) <= 40
+    words = ["KDD 2025", "GRU4Rec", "ml-100k", "my-own", "made-up", "--help --model=", "micro_batch_tokens"]
+    for word in [*registry.MODELS, *words]:
         assert word in text
-    for keys in read_schema().values():
-        for key in keys.values():
-            if key.meaning:
-                assert re.search(rf"^  {re.escape(key.name)} = ", text, re.MULTILINE), key.name
-    section = text.partition("\nLLMSTAR (properties/model/LLMSTAR.yaml)\n")[2]
-    assert "  beta = 0.4  (float, >= 0)\n      weight of L_seq" in section
+    assert "steam-100k" not in text, "a dataset that is neither there nor fetched by RecBole"
+
+
+@pytest.mark.parametrize("name", [*registry.MODELS, "SASRec", "FEARec"])
+def test_help_on_a_model_describes_each_of_its_keys_once(name):
+    text, known = help_text(model=name), known_keys(name)
+    assert fits(text) and name in text.splitlines()[0]
+    for key in known.values():
+        if key.meaning and not key.where.startswith("protocol/"):
+            assert len(re.findall(rf"^  {re.escape(key.name)} = ", text, re.MULTILINE)) == 1, key.name
+
+
+def test_help_on_a_model_shows_sections_defaults_and_marks():
+    text = help_text(model="CoLLM,LLMSTAR:b")
+    headings = [line for line in text.splitlines() if line and not line.startswith(" ")]
+    order = ["Stages", "Asked by retrieval", "Asked by generation", "Training", "Speed and memory", "Evaluation", "Data"]
+    assert [line for line in headings if line in order][: len(order)] == order
+    assert headings[-1] == "RecBole's own" and headings.count("Losses") == 1
+    assert "  epochs = 5  (int, > 0) [training]\n      most epochs" in text
+    assert "  beta = 0.4  (float, >= 0)\n      weight of L_seq" in text
+    assert "  micro_batch_tokens = 8192  (int, > 0) [cost]\n" in text
+    assert "  recommend_by = retrieval  (str, one of retrieval|generation)\n" in text
+    with pytest.raises(UserError, match="did you mean 'CoLLM'"):
+        help_text(model="COLLM")
+
+
+def test_help_lists_all_models_that_run_and_all_datasets(monkeypatch, tmp_path):
+    for library in ("lightgbm", "xgboost"):
+        monkeypatch.setitem(sys.modules, library, None)
+    for name in [name for name in sys.modules if name.startswith("recbole.model.exlib_recommender")]:
+        monkeypatch.delitem(sys.modules, name)
+    text = help_text(model="all")
+    assert fits(text) and {"LLMSTAR", "SASRec", "BPR"} <= set(re.findall(r"\w+", text))
+    assert "LightGBM" not in text and "XGBoost" not in text
+    text = help_text(tmp_path, dataset="all")
+    assert fits(text) and "ml-100k, " in text and "amazon-books" in text
 
 
 # --- datasets ---------------------------------------------------------------------------------------------------------
