@@ -6,7 +6,7 @@ INSTALLED = $(VENV)/.installed
 DOCS_INSTALLED = $(VENV)/.docs-installed
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint docs bench clean
+.PHONY: quickstart test lint docs bench fuzz torture clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/python run_recbole_llm.py --model=SASRec,LLMSRec,LLMSTAR --dataset=ml-100k --config_files=properties/quickstart.yaml
@@ -24,6 +24,13 @@ docs: $(DOCS_INSTALLED)
 
 bench: $(INSTALLED)
 	for name in step_cost generation_cost st2si_cost softmax_memory; do $(VENV)/bin/python benchmarks/$$name.py || exit 1; done
+
+# Odd values for every key; kills, simultaneous runs and full disks. Each takes half an hour or more.
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/robustness/fuzz.py
+
+torture: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/robustness/torture.py
 
 # A marker is written last, so that an installation that was cut off is taken up again.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
