@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import pickle
+import re
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType, NoneType
 
@@ -31,8 +34,14 @@ from recbole.utils import get_flops, get_model, get_trainer
 
 import recbole_llm
 from recbole_llm import plugin, registry
+from recbole_llm.config.help import help_text
+from recbole_llm.config.identity import deciding_settings
+from recbole_llm.config.schema import known_keys
+from recbole_llm.config.settings import make_config
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidates import CandidateSampler
+from recbole_llm.quick_start import compare, configure, run_folder
+from recbole_llm.teacher.teacher import teacher_config
 
 ROOT = Path(registry.__file__).parents[1]
 
@@ -243,8 +252,6 @@ class TestRun:
         assert type(create_dataset(config)) is ToyDataset
 
     def test_a_saved_dataset_is_not_loaded_for_other_texts(self, tmp_path):
-        from recbole_llm.config.settings import make_config
-
         def texts(**settings):
             config = make_config(
                 "LLMSRec",
@@ -460,3 +467,220 @@ class TestOtherProcesses:
     def test_a_spawned_worker_knows_our_models(self, process):
         assert "ProcessRaisedException" in process[1]
         assert "UserError: There is no model named 'LLMSTARR'; did you mean 'LLMSTAR'?" in process[1]
+
+
+# --- models of other packages -----------------------------------------------------------------------------------------
+
+OUTSIDE_MODEL = '''
+from recbole_llm.model.llmstar import LLMSTAR
+
+
+class LLMX(LLMSTAR):
+    """A model of another package."""
+
+
+def register():
+    from pathlib import Path
+
+    from recbole_llm.registry import register_model
+
+    register_model("LLMX", LLMX, Path(__file__).with_name("LLMX.yaml"), paper="Nobody, Nothing, 2030")
+
+
+def fail():
+    raise RuntimeError("it is broken")
+
+
+def register_nothing():
+    pass
+'''
+OUTSIDE_YAML = """\
+# LLMX
+forms: [retrieval, generation]
+recommend_by: retrieval
+tuning: lora
+beta: 0.2                         # (float, >= 0) weight of something
+similarity: cosine                # (str, one of cosine|dot) s
+temperature: 1.0                  # (float, > 0) t
+confidence: none                  # (str, one of cosine|none) c
+negative_grad: True               # (bool) g
+shuffle_negatives: 1              # (int, >= 0) n
+window_negatives: 0               # (int, >= 0) n
+last_negatives: 0                 # (int, >= 0) n
+window_shortest: 2                # (int, >= 2) w
+window_longest: 5                 # (int, >= 2) w
+last_items: 3                     # (int, >= 2) l
+item_projection_hidden_size: 8    # (int, > 0) h
+share_prefix: True                # (bool) [cost] p
+"""
+
+
+@pytest.fixture
+def no_models_of_others(monkeypatch):
+    """The table as it is without other packages, and as it is again after the test."""
+    monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))
+    monkeypatch.setattr(plugin, "MODELS", registry.MODELS)
+    monkeypatch.setenv("RECBOLE_LLM_MODELS", "{}")
+    registry._warn_once.cache_clear()
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch, no_models_of_others):
+    """A folder on sys.path with the module ``llmx`` and its YAML file; nothing registered yet."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "llmx.py").write_text(OUTSIDE_MODEL)
+    (folder / "LLMX.yaml").write_text(OUTSIDE_YAML)
+    monkeypatch.syspath_prepend(str(folder))
+    yield folder
+    sys.modules.pop("llmx", None)
+
+
+def install(folder: Path, name: str, value: str) -> None:
+    """An installed distribution with one entry point."""
+    info = folder / f"{name.lower()}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.lower()}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[recbole_llm.models]\n{name} = {value}\n")
+    registry._entry_points.cache_clear()
+
+
+def by_class(folder):
+    import llmx
+
+    registry.register_model("LLMX", llmx.LLMX, folder / "LLMX.yaml", paper="Nobody, Nothing, 2030")
+
+
+def by_name(folder):
+    recbole_llm.register_model("LLMX", "llmx:LLMX", str(folder / "LLMX.yaml"), paper="Nobody, Nothing, 2030")
+
+
+def by_entry_point(folder):
+    install(folder, "LLMX", "llmx:register")
+
+
+class TestModelsOfOthers:
+    @pytest.fixture(params=[by_class, by_name, by_entry_point], ids=lambda way: way.__name__)
+    def registered(self, outside, request):
+        request.param(outside)
+        return outside
+
+    def test_is_known_to_everything(self, registered):
+        assert registry.is_ours("LLMX") and "LLMX" in registry.models() and "LLMX" in registry.known_models()
+        assert get_model("LLMX").__name__ == "LLMX"
+        assert get_trainer(get_model("LLMX").type, "LLMX").__name__ == "LLMTrainer"
+        text = help_text(model="LLMX")
+        assert "LLMX" in help_text() and "Nobody, Nothing, 2030" in help_text()
+        assert "  beta = 0.2  (float, >= 0)\n      weight of something" in text and "  tuning = lora  (str, one of" in text
+        keys = known_keys("LLMX")
+        assert keys["tuning"].meaning and keys["tuning"].default == "lora" and keys["beta"].constraint == ">= 0"
+        assert keys["recommend_by"].choices == ["retrieval", "generation"] and "title_prompts" in keys
+        assert keys["share_prefix"].mark == "cost" and keys["beta"].where == f"{registered / 'LLMX.yaml'}:5"
+
+    def test_its_settings_are_laid_and_checked(self, registered):
+        config = make_config("LLMX", "ml-100k", config_dict={"out_tokens": 2})
+        assert (config["tuning"], config["beta"], config["lora_r"], config["out_tokens"]) == ("lora", 0.2, 8, 2)
+        assert config["item_text"] == ["movie_title"] and config["forms"] is None
+        for given, said in (
+            ({"beta": -1}, "beta must be a number >= 0, not -1"),
+            ({"bta": 1}, "unknown key 'bta' (config_dict); did you mean 'beta'?"),
+            ({"tuning": "ilp"}, "tuning must be one of frozen, lora, full"),
+            ({"distill_weight": 1}, "'distill_weight' is a key of LLMSRec, not of LLMX"),
+        ):
+            with pytest.raises(UserError, match=re.escape(said)):
+                make_config("LLMX", "ml-100k", config_dict=given)
+        with pytest.raises(UserError, match=re.escape("'beta' is a key of LLMSTAR, RSLLM, LLMX, not of SASRec")):
+            make_config("SASRec", "ml-100k", config_dict={"protocol": "full", "beta": 1})
+
+    def test_its_variants_and_teacher(self, registered):
+        models = ["SASRec", "LLMX", "LLMX:b"]
+        given = {"LLMX:b.beta": 0, "beta": 0.5, "SASRec.n_layers": 1}
+        found = {name: configure(name, "ml-100k", models, None, None, given) for name in models}
+        assert [found[name]["beta"] for name in models] == [None, 0.5, 0]
+        assert found["LLMX:b"]["teacher_settings"] == {"n_layers": 1}
+        assert deciding_settings(teacher_config(found["LLMX"])) == deciding_settings(found["SASRec"])
+        assert run_folder(found["LLMX"], "data") != run_folder(found["LLMX:b"], "data")
+        with pytest.raises(UserError, match="RecBole has no model 'LLMX'"):
+            make_config("LLMX", "ml-100k", config_dict={"teacher": "LLMX"})
+
+    def test_a_typo_finds_it(self, registered):
+        registry.models()
+        with pytest.raises(UserError, match="did you mean 'LLMX'?"):
+            get_model("LLMXX")
+
+    def test_it_trains(self, registered, tiny_settings, chain_data):
+        rows = compare(["LLMX"], "chain", settings={**tiny_settings, "epochs": 1, "eval_step": 1, "tuning": "frozen"})
+        assert [row["model"] for row in rows] == ["LLMX", "SASRec"] and "error" not in rows[0]
+        assert Path(rows[0]["checkpoint"]).name.startswith("LLMX-chain-")
+
+    def test_a_spawned_worker_knows_it(self, registered):
+        assert registry.is_ours("LLMX")
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as workers:
+            assert workers.submit(what_a_worker_knows).result(timeout=100) == ("LLMX", 0.2)
+
+    def test_the_same_model_may_be_registered_twice(self, registered):
+        registry.models()
+        by_name(registered)
+        assert list(registry.models()).count("LLMX") == 1
+
+
+def what_a_worker_knows() -> tuple[str, float]:
+    return get_model("LLMX").__name__, make_config("LLMX", "ml-100k")["beta"]
+
+
+class TestMistakesOfOthers:
+    @pytest.mark.parametrize("name", ["LLMSTAR", "SASRec", "LightGBM"])
+    def test_a_name_that_is_taken(self, outside, name):
+        with pytest.raises(UserError, match=f"there is a model named {name} already; choose another name"):
+            registry.register_model(name, "llmx:LLMX", outside / "LLMX.yaml")
+
+    @pytest.mark.parametrize("name", ["LLM-X", "LLMX:b", "", None])
+    def test_no_name(self, outside, name):
+        with pytest.raises(UserError, match="is no name for a model"):
+            registry.register_model(name, "llmx:LLMX", outside / "LLMX.yaml")
+
+    def test_a_file_that_is_missing(self, outside):
+        with pytest.raises(UserError, match=re.escape("LLMX names") + ".*missing.yaml as its properties, which is no file"):
+            registry.register_model("LLMX", "llmx:LLMX", outside / "missing.yaml")
+        assert "LLMX" not in registry.MODELS
+
+    def test_a_class_that_no_other_process_finds(self, outside):
+        class Local(Toy):
+            pass
+
+        for model in (Local, "llmx", "llmx.LLMX"):
+            with pytest.raises(UserError, match="which is no module:class at the top of a module"):
+                registry.register_model("LLMX", model, outside / "LLMX.yaml")
+
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [
+            ("llmx:fail", "model: LLMX cannot be registered by llmx:fail (it is broken)."),
+            ("llmx:missing", "model: LLMX cannot be registered by llmx:missing (module 'llmx' has no attribute 'missing')."),
+            ("nowhere:register", "model: LLMX cannot be registered by nowhere:register (No module named 'nowhere')."),
+            ("llmx:register_nothing", "llmx:register_nothing registers no model named LLMX: call register_model there."),
+        ],
+    )
+    def test_a_broken_entry_point_is_one_sentence(self, outside, caplog, value, said):
+        install(outside, "LLMX", value)
+        with pytest.raises(UserError, match=re.escape(said)):
+            registry.is_ours("LLMX")
+        with pytest.raises(UserError, match=re.escape(said)):
+            make_config("LLMX", "ml-100k")
+        # Others are not disturbed, and hear of it once.
+        for _ in range(2):
+            assert make_config("LLMSTAR", "ml-100k")["beta"] == 0.4 and "LLMX" not in registry.models()
+        assert [record.getMessage() for record in caplog.records if "LLMX" in record.getMessage()] == [
+            said if said.startswith("model:") else f"model: {said}"
+        ]
+
+    def test_an_entry_point_takes_no_name_of_recbole(self, outside):
+        install(outside, "SASRec", "llmx:fail")
+        assert not registry.is_ours("SASRec") and get_model("SASRec") is SASRec
+        assert make_config("SASRec", "ml-100k", config_dict={"protocol": "full"})["model"] == "SASRec"
+
+    def test_a_file_that_cannot_be_read_names_itself(self, outside):
+        by_name(outside)
+        (outside / "LLMX.yaml").write_text("forms: [chat]\n")
+        with pytest.raises(UserError, match=re.escape(f"{outside / 'LLMX.yaml'}: forms must be a list of any of generation, ")):
+            make_config("LLMX", "ml-100k")
