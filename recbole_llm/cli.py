@@ -1,4 +1,4 @@
-"""The command line: ``recbole-llm run``, ``recbole-llm table`` and ``recbole-llm recommend``.
+"""The command line: ``recbole-llm run``, ``table``, ``recommend`` and ``prepare``.
 
 A user's mistake ends with one sentence on standard error and exit code 2.
 """
@@ -20,6 +20,8 @@ recbole-llm: LLM-based sequential recommenders in RecBole
       print one table, with tests, of runs that were made apart, from their results_file and per_user_file
   recbole-llm recommend --checkpoint=saved/... (--user=196 | --history='[Toy Story, GoldenEye]') [--topk=10]
       print the top items of a trained model, by title
+  recbole-llm prepare amazon-cds [--raw-dir=FOLDER]
+      make a dataset of a public source, or of your own tables; --help lists them
 """
 
 
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(USAGE, end="")
             return 0
         command, rest = argv[0], argv[1:]
-        commands = {"run": run, "table": table, "recommend": recommend}
+        commands = {"run": run, "table": table, "recommend": recommend, "prepare": prepare}
         if command not in commands:
             near, known = closest(command, commands), tuple(commands)
             raise UserError(f"unknown command {command!r}" + (f"; did you mean {near}?" if near else f"; choose {known}."))
@@ -165,6 +167,17 @@ def recommend(argv: Sequence[str]) -> int:
     print("Recommended:")
     for rank, (item, title, score) in enumerate(found, start=1):
         print(f"  {rank:>3} {_printable(title)}  (item {item}, score {score:.4f})")
+    return 0
+
+
+def prepare(argv: Sequence[str]) -> int:
+    """``recbole-llm prepare``: make a dataset."""
+    from recbole_llm.data.prepare.needs import require_polars
+
+    require_polars()
+    from recbole_llm.data.prepare.command import prepare as make
+
+    make(argv)
     return 0
 
 

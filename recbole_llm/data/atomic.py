@@ -141,6 +141,11 @@ def _resolve(reference: re.Match) -> str:
     return html.entities.html5.get(text[1:], text)
 
 
+def unescape(text: str) -> str:
+    """Resolve HTML character references, one level of escaping; unknown ones (``R&B;``) stay."""
+    return _REFERENCE.sub(_resolve, text)
+
+
 def clean_text(text: str) -> str:
     """Return an item's text as people would read it, whole.
 
@@ -152,7 +157,7 @@ def clean_text(text: str) -> str:
     The result does not change when it is cleaned again.
     """
     while "&" in text:
-        resolved = _REFERENCE.sub(_resolve, text)
+        resolved = unescape(text)
         if resolved == text:
             break
         text = resolved
