@@ -92,9 +92,7 @@ def _count(frame: pl.DataFrame, counts: Counts) -> None:
     counts.interactions = frame.height
     counts.users, counts.items = frame.get_column("user_id").n_unique(), frame.get_column("item_id").n_unique()
     same_user = pl.col("user_id") == pl.col("user_id").shift()
-    ties = frame.with_columns(
-        (same_user & (pl.col("timestamp") == pl.col("timestamp").shift())).fill_null(False).alias("_tie")
-    )
+    ties = frame.with_columns((same_user & (pl.col("timestamp") == pl.col("timestamp").shift())).fill_null(False).alias("_tie"))
     users = ties.group_by("user_id").agg(pl.col("_tie").any().alias("any"), pl.col("_tie").last().alias("last"))
     counts.users_with_ties, counts.users_whose_last_two_tie = users.get_column("any").sum(), users.get_column("last").sum()
 

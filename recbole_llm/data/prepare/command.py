@@ -83,9 +83,10 @@ def _public(word: str, settings: dict[str, Any], data_path: Path, command: str) 
         path = Path(str(own_items))
         raw = replace(raw, items=_items_table(path, settings).lazy())
         files = {**files, path.name: path}
-    built = build(raw, preset, source.duplicates, source.times, files.values())
+    duplicates = preset.duplicates or source.duplicates
+    built = build(raw, preset, duplicates, source.times, files.values())
     checksums = {path.name: digest(path) for path in files.values()}
-    origin = Origin(source.page, source.licence, command, checksums, _DUPLICATES[source.duplicates])
+    origin = Origin(source.page, source.licence, command, checksums, _DUPLICATES[duplicates])
     return write_dataset(data_path, preset, built, source.wording, origin), built, preset
 
 
@@ -167,7 +168,7 @@ def help_text() -> str:
         "recbole-llm prepare NAME [--raw-dir=FOLDER] [--data-path=dataset] [--core=5] [--items=FILE|none] [--overwrite=True]",
         "    make the dataset NAME under --data-path; raw files are taken from --raw-dir, and downloaded to it where absent",
         "recbole-llm prepare my-shop --interactions=FILE [--items=FILE] [--user=user_id] [--item=item_id]",
-        "    [--time=timestamp|none] [--title=title] [--rating=COLUMN] [--core=5]: tables of your own, .csv, .tsv, .parquet or .jsonl",
+        "    [--time=timestamp|none] [--title=title] [--rating=COLUMN] [--core=5]: own tables, .csv, .tsv, .parquet or .jsonl",
         "recbole-llm prepare NAME --help: the raw files of NAME and their addresses",
         "",
         "  --raw-dir     folder of the raw files, as published, packed or not",

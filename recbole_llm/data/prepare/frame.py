@@ -120,7 +120,7 @@ def read_items(items: Frame, item: str, title: str) -> pl.DataFrame:
         raise UserError(f"items: {twice[0]!r} is described on two lines; keep one for each item.")
     texts = [rows.get_column(title).cast(pl.String).alias("title")]
     for name, kind in rows.schema.items():
-        if name in (item, title, "item_id", "title"):
+        if name in (item, title, "item_id", "title") or not name.isidentifier():
             continue
         if kind == pl.List(pl.String):
             texts.append(rows.get_column(name))
@@ -145,7 +145,9 @@ def table(data: Frame, what: str) -> pl.DataFrame:
         if hasattr(data, "to_polars"):
             return data.to_polars()
         if isinstance(data, Mapping):
-            return pl.DataFrame({name: list(values) for name, values in data.items()}, strict=False)
+            return pl.DataFrame(
+                {name: values if hasattr(values, "dtype") else list(values) for name, values in data.items()}, strict=False
+            )
         if hasattr(data, "to_pandas"):
             data = data.to_pandas()
         if hasattr(data, "columns") and hasattr(data, "__getitem__"):

@@ -2,7 +2,7 @@
 
 Input: the 5-core leave-last-out files of Amazon Reviews 2023, train, valid and test in this order. Users are sampled in the
 order in which they are first seen; counts are taken once, over all splits of the sampled users, and not again after
-filtering.
+filtering; a repeated pair counts twice.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def preset(name: str, category: str, table_10: tuple[int, int, int], table_3: tu
         f"Amazon 2023 {category.replace('_', ' ')}, {sample}, by the rules of LLM-SRec and LLM-STAR",
         choose=partial(choose, rate=rate),
         describe=describe,
+        duplicates="keep",
         published=(Published("LLM-SRec, Table 10", *table_10), Published("LLM-STAR, Table 3", *table_3)),
         note=(
             "LLM-STAR's Table 3 counts what is left for training (of Scientific, two interactions a user fewer: 266,164 - 2 x "

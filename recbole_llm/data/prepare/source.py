@@ -44,8 +44,8 @@ class Raw:
 
     Attributes:
         interactions: ``user_id`` and ``item_id`` (String), and where the source has them ``timestamp`` (Int64), ``rating``
-            (Float64) and ``split`` (String). Without ``timestamp`` the order of the rows counts. Further columns, such as a hash
-            of the text, only tell records apart.
+            (Float64) and ``split`` (String). Without ``timestamp`` the order of the rows counts. Further columns (a
+            hash of the text) only tell records apart.
         items: ``item_id``, ``title`` and further texts (String, or lists of String), or None where there are none.
         notes: what a reader of the dataset must know of this reading, a sentence each.
     """
@@ -85,6 +85,7 @@ class Preset:
         about: one line on it.
         choose: what is kept of the interactions, (interactions, items) -> interactions in their final order; None: all.
         describe: what is made of the items' texts; None: they stay.
+        duplicates: in place of the source's.
         core: users and items keep at least so many interactions (iterated); 0: no filter.
         published: counts in papers, to be printed beside our own.
         note: what must be known of those counts.
@@ -96,6 +97,7 @@ class Preset:
     about: str = ""
     choose: Callable[[pl.DataFrame, pl.LazyFrame | None], pl.DataFrame] | None = None
     describe: Callable[[pl.DataFrame], pl.DataFrame] | None = None
+    duplicates: DUPLICATES | None = None
     core: int = 0
     published: tuple[Published, ...] = ()
     note: str = ""
@@ -125,7 +127,7 @@ class Source(Protocol):
         """
 
     def files(self, variant: str) -> Sequence[RawFile]:
-        """The files of a variant, those with the interactions first; texts of items may be left out, see ``RawFile.of_items``."""
+        """The files of a variant, those with the interactions first."""
 
     def read(self, files: Mapping[str, Path], variant: str) -> Raw:
         """Read the files, by ``RawFile.name``; those that are not required, or of items, may be absent."""

@@ -61,9 +61,7 @@ class Amazon2023:
         address = ADDRESSES["amazon-2023/benchmark"]
         return [
             *(
-                RawFile(
-                    f"{category}.{split}.csv.gz", address.of(category=category, core=release, split=split), page=self.page
-                )
+                RawFile(f"{category}.{split}.csv.gz", address.of(category=category, core=release, split=split), page=self.page)
                 for split in _SPLITS
             ),
             meta,

@@ -83,7 +83,7 @@ def _movies(path: Path) -> pl.LazyFrame:
     else:
         frame = pl.LazyFrame(list(_records(path)), schema=["item_id", "title", "genres"], orient="row")
     genres = pl.when(pl.col("genres") == _NO_GENRES).then(pl.lit("")).otherwise(pl.col("genres"))
-    year = pl.col("title").str.extract(r"\((\d{4})[^)]*\)[^(]*$")
+    year = pl.col("title").str.extract(r"^.*\((\d{4})(?:[-–]\d{0,4})?\)")
     return frame.select(
         "item_id", pl.col("title").str.strip_chars(), genres.str.split("|").alias("categories"), year.alias("release_year")
     )
