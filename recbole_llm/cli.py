@@ -1,4 +1,4 @@
-"""The command line: ``recbole-llm run``, ``recbole-llm table`` and ``recbole-llm recommend``.
+"""The command line: ``recbole-llm run``, ``table``, ``recommend`` and ``prepare``.
 
 Invalid input ends with one sentence on standard error and exit code 2; so do Ctrl-C and the signals that end a process.
 """
@@ -24,6 +24,8 @@ recbole-llm: LLM-based sequential recommenders in RecBole
   recbole-llm recommend --checkpoint=saved/... (--user=196 | --history='[Toy Story, GoldenEye]') [--topk=10]
       print the top items of a trained model, by title; where its files have moved, name them by --data_path,
       --teacher_checkpoint, --pretrained and --backbone
+  recbole-llm prepare amazon-cds [--raw-dir=FOLDER]
+      make a dataset of a public source, or of your own tables; --help lists them
 """
 
 
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(USAGE, end="")
             return 0
         command, rest = argv[0], argv[1:]
-        commands = {"run": run, "table": table, "recommend": recommend}
+        commands = {"run": run, "table": table, "recommend": recommend, "prepare": prepare}
         if command not in commands:
             near, known = closest(command, commands), tuple(commands)
             raise UserError(f"unknown command {command!r}" + (f"; did you mean {near}?" if near else f"; choose {known}."))
@@ -185,6 +187,17 @@ def recommend(argv: Sequence[str]) -> int:
     print("Recommended:")
     for rank, (item, title, score) in enumerate(found, start=1):
         print(f"  {rank:>3} {printable(title)}  (item {printable(item)}, score {score:.4f})")
+    return 0
+
+
+def prepare(argv: Sequence[str]) -> int:
+    """``recbole-llm prepare``: make a dataset."""
+    from recbole_llm.data.prepare.needs import require_polars
+
+    require_polars()
+    from recbole_llm.data.prepare.command import prepare as make
+
+    make(argv)
     return 0
 
 

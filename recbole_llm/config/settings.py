@@ -65,7 +65,7 @@ def load_internal(config: Any, model: str, model_class: type, dataset: str) -> N
             f"protocol must be one of {', '.join(protocols)}, not {protocol!r}{did_you_mean(protocol, protocols)}"
             f" ({origin_of(config, 'protocol')})."
         )
-    of_dataset = _optional(root, "dataset", dataset)
+    of_dataset = _optional(root, "dataset", dataset) or _beside_data(config, dataset)
     if not ours:  # it may say things for LLM recommenders alone, such as the wording of prompts
         schema = shared_schema()
         for_llm = schema["llm"].keys() - schema["overall"].keys() - internal.keys()
@@ -90,6 +90,13 @@ def load_internal(config: Any, model: str, model_class: type, dataset: str) -> N
 def _optional(root: Path, kind: str, name: Any) -> dict[str, Any]:
     path = root / kind / f"{name}.yaml"
     return load_yaml(path) if is_file_name(name) and path.is_file() else {}
+
+
+def _beside_data(config: Any, dataset: Any) -> dict[str, Any]:
+    """The settings that lie next to a dataset's files, as ``recbole-llm prepare`` writes them."""
+    data_path = config.external_config_dict.get("data_path", config.internal_config_dict.get("data_path"))
+    path = Path(str(data_path), str(dataset), f"{dataset}.yaml")
+    return load_yaml(path) if is_file_name(dataset) and path.is_file() else {}
 
 
 def _fit_to_stock_model(internal: dict, external: Mapping, model_class: type, recbole_negatives: Any) -> None:
@@ -193,11 +200,16 @@ def _check_dataset(config: Any) -> None:
     folder = Path(config["data_path"])
     if folder.is_dir() or config.dataset in load_yaml(recbole_folder() / "properties" / "dataset" / "url.yaml"):
         return
+    command = _optional(registry.properties_folder(), "dataset", config.dataset).get("prepare_command")
+    if command:
+        place = "" if folder.parent == Path("dataset") else f" --data-path={folder.parent}"
+        raise UserError(f"the dataset '{config.dataset}' is not in '{folder}' yet: run `{command}{place}`, which makes it.")
     found = datasets_in(folder.parent)
     raise UserError(
         f"unknown dataset '{config.dataset}': there is no folder '{folder}'"
         f"{did_you_mean(config.dataset, [*found, 'ml-100k'])} "
-        f"(data_path holds {', '.join(found) or 'no dataset'}; ml-100k comes with RecBole)."
+        f"(data_path holds {', '.join(found) or 'no dataset'}; ml-100k comes with RecBole; "
+        "`recbole-llm prepare --help` lists public ones)."
     )
 
 

@@ -205,6 +205,11 @@ def _reference_at(text: str) -> tuple[str, int]:
     return ("", 0) if match is None or resolved == match[0] else (resolved, match.end())
 
 
+def unescape(text: str) -> str:
+    """Resolve HTML character references, one level of escaping; unknown ones (``R&B;``) stay."""
+    return _REFERENCE.sub(_resolve, text)
+
+
 def clean_text(text: str) -> str:
     """Return an item's text as people would read it, whole.
 

@@ -13,7 +13,7 @@ from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.prepare import generate_chain, write_atomic
 from recbole_llm.errors import UserError
 
-SAMPLE = Path(__file__).parents[2] / "dataset" / "toy-chain"
+SAMPLE = Path(__file__).parents[3] / "dataset" / "toy-chain"
 SAMPLE_ARGUMENTS = {"users": 300, "items": 60, "seed": 2024, "noise": 0.1}  # also in dataset/README.md
 
 
