@@ -1,4 +1,4 @@
-"""The command line: ``recbole-llm run``, ``recbole-llm table`` and ``recbole-llm recommend``.
+"""The command line: ``recbole-llm run``, ``table``, ``recommend`` and ``analyze``.
 
 A user's mistake ends with one sentence on standard error and exit code 2.
 """
@@ -20,6 +20,8 @@ recbole-llm: LLM-based sequential recommenders in RecBole
       print one table, with tests, of runs that were made apart, from their results_file and per_user_file
   recbole-llm recommend --checkpoint=saved/... (--user=196 | --history='[Toy Story, GoldenEye]') [--topk=10]
       print the top items of a trained model, by title
+  recbole-llm analyze NAME --dataset=ml-100k [--model=SASRec,LLMSTAR] [--key=value ...]
+      does the data have order, and do the models use it? analyze --help lists the analyses
 """
 
 
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(USAGE, end="")
             return 0
         command, rest = argv[0], argv[1:]
-        commands = {"run": run, "table": table, "recommend": recommend}
+        commands = {"run": run, "table": table, "recommend": recommend, "analyze": analyze}
         if command not in commands:
             near, known = closest(command, commands), tuple(commands)
             raise UserError(f"unknown command {command!r}" + (f"; did you mean {near}?" if near else f"; choose {known}."))
@@ -166,6 +168,13 @@ def recommend(argv: Sequence[str]) -> int:
     for rank, (item, title, score) in enumerate(found, start=1):
         print(f"  {rank:>3} {_printable(title)}  (item {item}, score {score:.4f})")
     return 0
+
+
+def analyze(argv: Sequence[str]) -> int:
+    """``recbole-llm analyze``: whether the data has order, and whether the models use it."""
+    from recbole_llm.analysis.command import run as run_analysis
+
+    return run_analysis(argv)
 
 
 def _refuse_unknown(settings: Mapping[str, Any], known: set[str]) -> None:

@@ -96,7 +96,9 @@ MODELS: dict[str, Entry] = {
 
 
 # Settings that decide, beside RecBole's ``dataset_arguments``, what a TextSequentialDataset is.
-TEXT_ARGUMENTS = ("item_text", "item_text_separator", "item_representation", "timestamp_format", "like_threshold")
+TEXT_ARGUMENTS = (
+    "item_text", "item_text_separator", "item_representation", "timestamp_format", "like_threshold", "shuffle_training",
+)  # fmt: skip
 
 
 def register_model(

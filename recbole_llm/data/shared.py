@@ -31,7 +31,9 @@ class SharedData:
         return last if config["train_targets"] == "last" else last.all_rows
 
     def _build(self, config: Config) -> list[TextSequentialDataset]:
-        key = json.dumps({name: config[name] for name in (*dataset_arguments, *SPLIT_ARGUMENTS)}, default=str, sort_keys=True)
+        seed = ("seed",) if config["shuffle_training"] else ()  # it draws the order
+        names = (*dataset_arguments, *SPLIT_ARGUMENTS, *seed)
+        key = json.dumps({name: config[name] for name in names}, default=str, sort_keys=True)
         if key not in self._built:
             wanted, config["train_targets"] = config["train_targets"], "last"
             dataset = TextSequentialDataset(config)
