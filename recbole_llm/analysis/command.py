@@ -14,6 +14,7 @@ from recbole_llm.checkpoint import write_json
 from recbole_llm.config.command_line import parse_command_line
 from recbole_llm.config.schema import load_yaml
 from recbole_llm.errors import UserError, closest
+from recbole_llm.quick_start import start_logging
 
 USAGE = """\
 recbole-llm analyze NAME --dataset=ml-100k [--model=SASRec,LLMSRec] [--seed=1,2] [--key=value ...] [--output=analyses]
@@ -63,6 +64,8 @@ def run(argv: Sequence[str]) -> int:
         for field in dataclasses.fields(kind):
             settings.pop(field.name, None)
     job = Job(str(dataset_name), models, seeds, files, settings, output)
+    if models and name != "dataset":
+        start_logging(job.configs()[0][1], models)
     result, text = analyze(job, *chosen)
     file = Path(output) / f"{name}-{dataset_name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -63,7 +63,8 @@ class Job:
 
     def data_config(self) -> Config:
         """A configuration for analyses of the data alone."""
-        return configure("SASRec", self.dataset, ["SASRec"], None, self.files, self.settings)
+        models = list(self.models) or ["SASRec"]  # any model: the data is the same for all
+        return configure(models[0], self.dataset, models, None, self.files, self.settings)
 
 
 def digest(*parts: Any) -> str:

@@ -32,7 +32,8 @@ def percent(value: float | None, signed: bool = True) -> str:
     """A share as a percentage with one decimal; ``-`` where there is none."""
     if value is None or not math.isfinite(value):
         return "-"
-    return f"{100 * value:+.1f} %" if signed else f"{100 * value:.1f} %"
+    shown = round(100 * value, 1) + 0.0  # + 0.0 turns -0.0 into 0.0
+    return f"{shown:+.1f} %" if signed else f"{shown:.1f} %"
 
 
 def p_value(value: float | None) -> str:
