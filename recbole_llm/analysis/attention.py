@@ -98,14 +98,12 @@ def item_spans(model: TrainedModel, rows: Interaction) -> list[np.ndarray]:
     request = encode_text(llm.backbone.tokenizer, [llm.prompts.settings.request])[0]
     behind = len(request) + llm.prompts.settings.out_tokens
     histories = llm.histories(rows)
-    most = int(histories.lengths.max())
-    ends = np.stack(
-        [
-            llm.prompts.user_prompts(replace(histories, lengths=np.minimum(histories.lengths, count))).lengths - behind
-            for count in range(most + 1)
-        ],
-        axis=1,
-    )
+    ends = []
+    for count in range(int(histories.lengths.max()) + 1):
+        dates = np.where(np.arange(histories.dates.shape[1]) < count, histories.dates, -1)
+        first = replace(histories, lengths=np.minimum(histories.lengths, count), dates=dates)
+        ends.append(llm.prompts.user_prompts(first).lengths - behind)
+    ends = np.stack(ends, axis=1)
     return [
         np.stack([row[:count], row[1 : count + 1]], axis=1) for row, count in zip(ends, histories.lengths.tolist(), strict=True)
     ]

@@ -6,10 +6,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from known_sequences import sequences_of
 
 from recbole_llm.analysis.dataset import (
     DatasetSettings,
-    Sequences,
     analyze,
     count_rules,
     describe,
@@ -20,14 +20,6 @@ from recbole_llm.analysis.dataset import (
     training_transitions,
 )
 from recbole_llm.errors import UserError
-
-
-def sequences_of(*sequences: list[int], times: list[list[float]] | None = None) -> Sequences:
-    users = np.repeat(np.arange(1, len(sequences) + 1), list(map(len, sequences)))
-    items = np.concatenate(sequences).astype(np.int64)
-    clock = np.concatenate(times) if times else np.arange(len(items), dtype=float)
-    tokens = np.array(["[PAD]", *(f"u{number}" for number in range(1, len(sequences) + 1))])
-    return Sequences(users, items, clock, tokens, int(items.max()) + 1, "fingerprint")
 
 
 def rules_by_counting(sequences: list[list[int]], n: int, support: int, confidence: float) -> int:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from known_sequences import sequences_of
 
 from recbole_llm.analysis.groups import GroupSettings, analyze, compare_groups, format_result, group_users, t_scores
 from recbole_llm.analysis.job import write_columns
 from recbole_llm.analysis.order import OrderSettings
 from recbole_llm.errors import UserError
-from tests.analysis.test_dataset_analysis import sequences_of
 
 histories = st.lists(st.lists(st.integers(1, 9), min_size=3, max_size=12), min_size=1, max_size=25)
 

@@ -88,7 +88,8 @@ def test_attention_is_causal_and_shares_add_up(llm):
 
 
 def test_shares_by_hand():
-    attention = torch.tensor([[1.0, 0, 0, 0, 0], [0.5, 0.5, 0, 0, 0], [0.1, 0.2, 0.7, 0, 0], [0.1, 0.3, 0.2, 0.4, 0], [1, 0, 0, 0, 0]])
+    rows = [[1.0, 0, 0, 0, 0], [0.5, 0.5, 0, 0, 0], [0.1, 0.2, 0.7, 0, 0], [0.1, 0.3, 0.2, 0.4, 0], [1, 0, 0, 0, 0]]
+    attention = torch.tensor(rows)
     found = shares(attention, np.array([[1, 2], [2, 4]]))
     assert found == pytest.approx({"within": (0.7 + 0.6) / 2, "across": (0.2 + 0.3) / 2, "rest": 0.1})
 
@@ -142,7 +143,7 @@ def test_a_trained_llm_is_found_again_and_its_teacher_is_shuffled_too(tiny_setti
     again = trained.obtain("LLMSRec", config, data)
     for name, parameter in model.model.trained_parameters().items():
         assert torch.equal(parameter, again.model.trained_parameters()[name])
-    assert [entry["epoch"] for entry in again.record["validations"]] == [0.5, 1.0]
+    assert [entry["epoch"] for entry in again.record["validations"]] == [2 / 3, 1.0]  # two of three steps
     rows = curve.format_results([{"model": "LLMSRec", "dataset": "chain", "seed": 1, **again.record}])
     assert rows.count("LLMSRec") == 2 and "best" in rows
 
@@ -151,21 +152,21 @@ def test_a_trained_llm_is_found_again_and_its_teacher_is_shuffled_too(tiny_setti
 
 
 def test_analyze_dataset_on_the_command_line(chain_data, capsys, tmp_path):
-    words = ["analyze", "dataset", "--dataset=chain", f"--data_path={chain_data}", "--draws=1", "--support=3"]
-    assert cli.main(words) == 0
+    line = ["analyze", "dataset", "--dataset=chain", f"--data_path={chain_data}", "--draws=1", "--support=3"]
+    assert cli.main(line) == 0
     shown = capsys.readouterr().out
     assert "users" in shown and "support > 3" in shown
     kept = json.loads((tmp_path / "analyses" / "dataset-chain.json").read_text())
-    assert kept["command"] == ["recbole-llm", *words] and kept["results"]["users"] == 60
+    assert kept["command"] == ["recbole-llm", *line] and kept["results"]["users"] == 60
 
 
 def test_mistakes_on_the_command_line(capsys):
-    for words, message in (
+    for line, message in (
         (["analyze", "ordr", "--dataset=chain"], "unknown analysis 'ordr'; did you mean order?"),
         (["analyze", "order", "--model=SASRec"], "name a dataset"),
         (["analyze", "order", "--dataset=chain", "--model=SASRec", "--inference=hole"], "inference: 'hole' is unknown"),
         (["analyze", "order", "--dataset=chain", "--model=SASRec", "--seed=a"], "seed: 'a' must be"),
     ):
-        assert cli.main(words) == 2
+        assert cli.main(line) == 2
         assert message in capsys.readouterr().err
     assert cli.main(["analyze", "--help"]) == 0 and "representations" in capsys.readouterr().out

@@ -128,7 +128,8 @@ def test_bootstrap_is_that_of_drawing_users():
     means = bootstrap_means(values, seed=1, draws=10_000)
     plain = values[rng.integers(300, size=(10_000, 300))].mean(axis=1)
     assert means.shape == (10_000, 2)
-    assert np.allclose(np.quantile(means, [0.025, 0.5, 0.975], axis=0), np.quantile(plain, [0.025, 0.5, 0.975], axis=0), atol=3e-3)
+    shares = [0.025, 0.5, 0.975]
+    assert np.allclose(np.quantile(means, shares, axis=0), np.quantile(plain, shares, axis=0), atol=3e-3)
     assert np.allclose(np.cov(means.T), np.cov(plain.T), rtol=0.1, atol=2e-6)
     assert np.array_equal(means, bootstrap_means(values, seed=1, draws=10_000))
 
@@ -246,6 +247,7 @@ def test_generation_is_judged_by_its_answers(llm):
 
 
 def test_yes_no_is_refused(make_job):
-    job = make_job("ordered", models=("TALLRec",), protocol="yes_no", recommend_by="yes_no", metrics=["AUC"], valid_metric="AUC")
+    settings = {"protocol": "yes_no", "recommend_by": "yes_no", "metrics": ["AUC"], "valid_metric": "AUC"}
+    job = make_job("ordered", models=("TALLRec",), **settings)
     with pytest.raises(UserError, match="yes_no ranks no items"):
         analyze(job, OrderSettings())
