@@ -1,4 +1,4 @@
-"""The command line: ``recbole-llm run``, ``table``, ``recommend`` and ``prepare``.
+"""The command line: ``recbole-llm run``, ``table``, ``recommend``, ``prepare`` and ``analyze``.
 
 Invalid input ends with one sentence on standard error and exit code 2; so do Ctrl-C and the signals that end a process.
 """
@@ -26,6 +26,8 @@ recbole-llm: LLM-based sequential recommenders in RecBole
       --teacher_checkpoint, --pretrained and --backbone
   recbole-llm prepare amazon-cds [--raw-dir=FOLDER]
       make a dataset of a public source, or of your own tables; --help lists them
+  recbole-llm analyze NAME --dataset=ml-100k [--model=SASRec,LLMSTAR] [--key=value ...]
+      does the data have order, and do the models use it? analyze --help lists the analyses
 """
 
 
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(USAGE, end="")
             return 0
         command, rest = argv[0], argv[1:]
-        commands = {"run": run, "table": table, "recommend": recommend, "prepare": prepare}
+        commands = {"run": run, "table": table, "recommend": recommend, "prepare": prepare, "analyze": analyze}
         if command not in commands:
             near, known = closest(command, commands), tuple(commands)
             raise UserError(f"unknown command {command!r}" + (f"; did you mean {near}?" if near else f"; choose {known}."))
@@ -199,6 +201,13 @@ def prepare(argv: Sequence[str]) -> int:
 
     make(argv)
     return 0
+
+
+def analyze(argv: Sequence[str]) -> int:
+    """``recbole-llm analyze``: whether the data has order, and whether the models use it."""
+    from recbole_llm.analysis.command import run as run_analysis
+
+    return run_analysis(argv)
 
 
 def _refuse_unknown(settings: Mapping[str, Any], known: set[str]) -> None:

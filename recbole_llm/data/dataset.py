@@ -31,6 +31,7 @@ from recbole.utils import FeatureSource, FeatureType
 
 from recbole_llm.config.settings import select
 from recbole_llm.data import atomic
+from recbole_llm.data.perturbation import KINDS, perturb_histories
 from recbole_llm.data.sequences import gather_windows
 from recbole_llm.errors import UserError, closest, printable
 
@@ -93,8 +94,9 @@ class TextSequentialDataset(SequentialDataset):
 
     Configuration keys beside RecBole's: ``item_text`` (fields of the ``.item`` file, default ``title``),
     ``item_text_separator`` (default ``", "``), ``item_representation`` (title or id; default title), ``timestamp_format``
-    (auto, unix, unix_ms or none; default auto), ``train_targets`` (last or all; default all) and ``like_threshold``: where it
-    is set, ratings are read too.
+    (auto, unix, unix_ms or none; default auto), ``train_targets`` (last or all; default all), ``like_threshold``: where it
+    is set, ratings are read too; and ``shuffle_training``: where it is set, each user's training sequence is put into another
+    order, once, drawn from ``seed``; histories and targets of validation and test stay as they are.
 
     Attributes:
         item_texts (list[str]): text of each item by internal id, cleaned and whole (see ``atomic.clean_text``); ``""`` for
@@ -405,6 +407,8 @@ class TextSequentialDataset(SequentialDataset):
         digest.update(times.astype("<f8").tobytes())
         if self._settings.like_threshold is not None:
             digest.update(self.inter_feat[self._settings.rating_field].to_numpy("<f8").tobytes())
+        if self.config["shuffle_training"] is not None:
+            digest.update(f"shuffle_training {self.config['shuffle_training']} {self.config['seed']}".encode())
         return digest.hexdigest()
 
     def _collect_item_attributes(self) -> list[tuple[str, ...]]:
@@ -473,13 +477,48 @@ class TextSequentialDataset(SequentialDataset):
         targets = row[~starts]
         lengths = (targets - first_row[~starts]).clamp(max=self.max_item_list_len)
 
-        rows = {field: values[targets] for field, values in self.inter_feat.interaction.items()}
+        source = self.inter_feat.interaction
+        if self.config["shuffle_training"] is not None:
+            # The sequences in another order stand behind the original ones; the training rows are read from there.
+            order, is_training = self._training_order(users.numpy(), first_row.numpy())
+            moved = {field: values[order] for field, values in source.items() if field not in (self.uid_field, self.time_field)}
+            source = {field: torch.cat([values, moved.get(field, values)]) for field, values in source.items()}
+            targets = targets + len(users) * is_training[targets]
+        rows = {field: values[targets] for field, values in source.items()}
         rows[self.item_list_length_field] = lengths
-        for field, values in self.inter_feat.interaction.items():
+        for field, values in source.items():
             if field != self.uid_field:
                 list_field = getattr(self, f"{field}_list_field")
                 rows[list_field] = gather_windows(values, targets - lengths, lengths, self.max_item_list_len)
         self.inter_feat = Interaction(rows)
+
+    def _training_order(self, users: np.ndarray, first_row: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """For ``shuffle_training``: the row that each row takes its item from, and whether it belongs to the training split.
+
+        Args:
+            users: internal user ids of the interactions ``[N]``, sorted.
+            first_row: where each one's user begins ``[N]``.
+        """
+        kind, split = self.config["shuffle_training"], self.config["eval_args"]["split"]
+        if kind not in KINDS:
+            raise UserError(f"the key shuffle_training is {kind!r}: set it to one of {', '.join(KINDS)}")
+        if split != {"LS": "valid_and_test"}:
+            raise UserError(
+                f"the key shuffle_training needs the split {{'LS': 'valid_and_test'}} in eval_args, not {split}: set that split"
+            )
+        items = self.inter_feat[self.iid_field].numpy()
+        begins = np.unique(first_row)
+        lengths = np.diff(np.append(begins, len(users)))
+        lengths -= np.clip(lengths - 2, 0, 2)  # validation and test; a user of three items has no validation item
+        order = np.arange(len(users))
+        is_training = order - first_row < np.repeat(lengths, np.diff(np.append(begins, len(users))))
+        for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True):
+            part = np.arange(begin, begin + length)
+            moved, _ = perturb_histories(
+                items[part][None], np.array([length]), users[begin : begin + 1], kind, int(self.config["seed"])
+            )
+            order[part] = part[moved[0]]
+        return torch.from_numpy(order), torch.from_numpy(is_training)
 
     def build(self) -> list[TextSequentialDataset]:
         """Return the train, valid and test splits, as RecBole makes them.

@@ -1,4 +1,4 @@
-"""Perturbed orders of a history: the multi-scale negatives of LLM-STAR (section 3.2).
+"""Perturbed orders of a history: the multi-scale negatives of LLM-STAR (section 3.2), and the tests of order sensitivity.
 
 Every function keeps the multiset of items, never returns the order it was given, and returns None where the history
 is too short or too uniform to have another order of that kind.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+KINDS = ("whole", "window", "last", "reverse")
 REDRAWS = 8  # random redraws before the orders that differ are enumerated by swapping
 
 
@@ -118,3 +119,59 @@ def draw_negatives(
     if not perturbed:
         return np.zeros((0, items.shape[1]), dtype=np.int64), np.zeros(0, dtype=np.int64)
     return np.stack(perturbed), np.array(parents, dtype=np.int64)
+
+
+def reverse(items: np.ndarray) -> np.ndarray | None:
+    """The sequence backwards, int64 ``[n]``; None where that is the same."""
+    backwards = items[::-1].copy()
+    return None if (backwards == items).all() else backwards
+
+
+def perturb_histories(
+    items: np.ndarray,
+    lengths: np.ndarray,
+    names: np.ndarray,
+    kind: str,
+    seed: int,
+    *,
+    most: int | None = None,
+    window_shortest: int = 2,
+    window_longest: int = 5,
+    last_items: int = 3,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw another order of each history. A history's draw depends on ``seed`` and its name, not on the other histories.
+
+    Args:
+        items: item ids int64 ``[B, L]``, right padded.
+        lengths: int64 ``[B]``.
+        names: what tells the histories apart, such as user ids, int64 ``[B]``, at least 0.
+        kind: one of :data:`KINDS`.
+        seed: of the draw.
+        most: only the latest ``most`` items of a history may move (what a model reads); None: all.
+        window_shortest, window_longest: range of the window's length in items.
+        last_items: N of the last-N shuffle.
+
+    Returns:
+        the place that each place takes its item from, int64 ``[B, L]``, so that
+        ``np.take_along_axis(items, order, axis=1)`` are the perturbed histories; and whether a history has another order,
+        bool ``[B]``. One that has none stays as it is.
+    """
+    shuffles = {
+        "whole": lambda part, rng: shuffle_all(part, rng),
+        "window": lambda part, rng: shuffle_window(part, window_shortest, window_longest, rng),
+        "last": lambda part, rng: shuffle_last(part, last_items, rng),
+        "reverse": lambda part, rng: reverse(part),
+    }
+    shuffle = shuffles[kind]
+    order = np.tile(np.arange(items.shape[1]), (len(items), 1))
+    changed = np.zeros(len(items), dtype=bool)
+    for row, (length, name) in enumerate(zip(lengths.tolist(), names.tolist(), strict=True)):
+        start = 0 if most is None else max(0, length - most)
+        part = items[row, start:length]
+        shuffled = shuffle(part, np.random.default_rng([seed, name]))
+        if shuffled is None:
+            continue
+        changed[row] = True
+        # Equal items keep their order among themselves: the k-th of them goes to the k-th place that holds such an item.
+        order[row, start + np.argsort(shuffled, kind="stable")] = start + np.argsort(part, kind="stable")
+    return order, changed

@@ -27,7 +27,8 @@ class SharedData:
         return last if config["train_targets"] == "last" else last.all_rows
 
     def _build(self, config: Config) -> list[TextSequentialDataset]:
-        key = json.dumps(data_settings(config), sort_keys=True)
+        seed = config["seed"] if config["shuffle_training"] else None  # it draws the order
+        key = json.dumps([data_settings(config), seed], sort_keys=True)
         if key not in self._built:
             wanted, config["train_targets"] = config["train_targets"], "last"
             dataset = TextSequentialDataset(config)
