@@ -61,7 +61,7 @@ def _signals_as_interrupts() -> Iterator[None]:
         yield  # only the main thread may set handlers
         return
 
-    def interrupt(number: int, frame: Any) -> None:
+    def interrupt(number: int, _frame: Any) -> None:
         raise KeyboardInterrupt
 
     previous = {}

@@ -87,7 +87,7 @@ def row(size):
     }  # fmt: skip
 
 
-# Each writes ``size`` numbers: few fit, half a million do not.
+# Each writes ``size`` numbers: few fit, 300,000 do not.
 WRITERS = {
     "weights": lambda folder, size: write_tensors(folder / "model.safetensors", {"w": torch.ones(size)}),
     "record": lambda folder, size: checkpoint.write_json(folder / "recbole_llm.json", {"log": [1.5] * size}),
@@ -113,7 +113,7 @@ def fill(folder):
         write(place, 4)
         before = content(place)
         try:
-            write(place, 500_000)
+            write(place, 300_000)
             found[name] = "it was written"
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"

@@ -351,12 +351,7 @@ def _check_teacher(config: Any, settings: Mapping) -> None:
 
 
 def _check_trust(config: Any, settings: Mapping) -> None:
-    """Check that nothing is unpickled or evaluated that the user has not vouched for."""
-    if config.model == "KD_DAGFM" and not str(settings.get("teacher")).isidentifier():
-        raise UserError(
-            f"teacher: {config.model} evaluates it as Python, and {settings.get('teacher')!r} is no name "
-            f"({origin_of(config, 'teacher')})."
-        )
+    """Check that nothing is unpickled that the user has not vouched for."""
     for of_teacher, values in ((False, config.external_config_dict), (True, settings.get("teacher_settings") or {})):
         for name in UNPICKLED:
             if not values.get(name):
