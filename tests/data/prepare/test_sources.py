@@ -128,7 +128,7 @@ def test_amazon_2014_metadata_are_literals_that_are_not_run(tmp_path, prepare, c
     json_lines(raw / "Music_5.json", row | {"asin": "0006428320"}, row | {"asin": "1384719342"})
     lines(
         raw / "meta_Music.json",
-        "{'asin': '0006428320', 'title': \"Chef Paul's\", 'categories': [['Books', 'Cooking'], ['Books', 'Food']], 'price': 0}",
+        "{'asin': '0006428320', 'title': \"Chef Paul's\", 'categories': [['Books', 'Cooking'], ['Books', 'Food']]}",
         "{'asin': '1384719342', 'salesRank': {}, 'description': 'a \"b\" c'}",
     )
     inter, item, printed = prepare("amazon-2014:Music", folder="amazon-2014-music")
