@@ -10,11 +10,13 @@ from recbole.config import Config
 from torch import nn
 
 from recbole_llm import checkpoint
+from recbole_llm.backbone.load import fetch_backbone
+from recbole_llm.config.identity import deciding_settings
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.shared import SharedData
 from recbole_llm.evaluation.evaluate import ScoreRows
 from recbole_llm.evaluation.stock_scores import stock_scores
-from recbole_llm.quick_start import run_folder, run_model
+from recbole_llm.quick_start import run_model
 from recbole_llm.recommend import load
 from recbole_llm.registry import is_ours
 from recbole_llm.teacher import stock
@@ -47,18 +49,18 @@ class TrainedModel:
 
 def identity(name: str, config: Config, data: SharedData) -> dict[str, Any]:
     """What tells a trained model from others, known before it is trained; for JSON."""
-    fingerprint = data.splits(config)["train"].fingerprint
+    train, settings = data.splits(config)["train"], deciding_settings(config)
     if is_ours(config["model"]):
-        folder = str(run_folder(config, fingerprint).name)
+        fingerprint, settings = train.text_fingerprint, {**settings, "llm": fetch_backbone(config)}
     else:
-        folder = stock.settings_of(config, config["teacher_training"] or "prefix")
+        fingerprint, settings = train.column_fingerprint, {**settings, "training": config["teacher_training"] or "prefix"}
     return {
         "model": name,
         "dataset": config["dataset"],
         "seed": config["seed"],
         "data": fingerprint,
         "protocol": {key: config[key] for key in ("eval_args", "candidate_sampling", "metrics", "topk")},
-        "settings": folder,
+        "settings": settings,
     }
 
 
@@ -77,9 +79,7 @@ def obtain(name: str, config: Config, data: SharedData, models: Sequence[str] = 
         reads = config["MAX_ITEM_LIST_LENGTH"]
         record = checkpoint.read_record(run.folder)
         return TrainedModel(name, config, splits, run.model, stock_scores(run.model), reads, run, record)
-    folder = run_folder(config, splits["train"].fingerprint)
-    if not (checkpoint.exists(folder) and checkpoint.read_record(folder).get("finished")):
-        run_model(config, data, models)
+    folder = run_model(config, data, models)[0]["checkpoint"]  # a finished one is read
     config, model, train, *_ = load(folder)
     reads = min(config["history_length"], config["MAX_ITEM_LIST_LENGTH"])
     record = checkpoint.read_record(folder)
