@@ -119,7 +119,7 @@ class PromptBuilder:
         date = self.table.texts(['2000-12-31, "'] if self.format_dates is not None else [])
         size, header = self.table.lengths, self._header_tokens
         longest = int(size[self._title].max()) + int(size[[self._quote, self._slot]].sum())
-        in_history = int(size[self._rank].max()) + int(size[date].sum()) + int(size[[self._joint, self._request, self._out]].sum())
+        in_history = int(size[self._rank].max()) + int(size[[*date, self._joint, self._request, self._out]].sum())
         alone = int(size[[self._item_request, self._out]].sum())
         needed = max(header["opening"] + in_history, header["item"] + alone) + longest
         check_room(needed, self.settings.max_prompt_tokens)
