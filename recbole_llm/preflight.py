@@ -134,7 +134,7 @@ def check_prompts(config: Config, train: TextSequentialDataset) -> None:
     model_class = get_model(config["model"])
     forms = getattr(model_class, "forms", {})
     form = forms.get(config["recommend_by"] or next(iter(forms), None))
-    if form is None or not issubclass(form, RetrievalForm):
+    if form is None or getattr(form, "build_prompts", None) is not RetrievalForm.build_prompts:
         return
     shown = {name: getattr(model_class, name) for name in ("has_item_vectors", "has_user_vector", "has_marker")}
     form(SimpleNamespace(backbone=load_text_side(config), **shown), config, train).build_prompts()

@@ -195,7 +195,7 @@ def run_model(config: Config, data: SharedData, models: Sequence[str] = ()) -> l
     getLogger().info(model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     train_data, valid_data, test_data = dataloaders(config, train, splits)
-    folder = run_folder(config, model)
+    folder = run_folder(config, identity_of(model))
     trainer.saved_model_file = str(folder)
     with held(folder):
         train_or_find(trainer, config, folder, train_data, valid_data)
@@ -236,11 +236,18 @@ def train_or_find(trainer: Any, config: Config, folder: Path, train_data: Any, v
     trainer.fit(train_data, valid_data, saved=True, show_progress=config["show_progress"])
 
 
-def run_folder(config: Config, model: Any) -> Path:
-    """Where a run keeps its checkpoint: the same settings, data, LLM and teacher give the same folder."""
-    teacher = None if model.teacher is None else model.teacher.identity
-    llms = {name: backbone.identity for name, backbone in model.backbones.items()}
-    text = json.dumps([deciding_settings(config), model.fingerprint, llms, teacher], default=str, sort_keys=True)
+def identity_of(model: Any) -> dict[str, Any]:
+    """What a model's result depends on beside its settings: the data with the items' texts, its LLMs and its teacher."""
+    return {
+        "data": model.fingerprint,
+        "llms": {name: backbone.identity for name, backbone in model.backbones.items()},
+        "teacher": None if model.teacher is None else model.teacher.identity,
+    }
+
+
+def run_folder(config: Config, identity: Any) -> Path:
+    """Where a run keeps its checkpoint: the same settings and the same ``identity`` (for JSON) give the same folder."""
+    text = json.dumps([deciding_settings(config), identity], default=str, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]
     return Path(config["checkpoint_dir"]) / f"{config['model']}-{config['dataset']}-seed{config['seed']}-{digest}"
 

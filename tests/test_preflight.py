@@ -8,6 +8,7 @@ import pytest
 
 from recbole_llm.errors import UserError
 from recbole_llm.quick_start import compare
+from recbole_llm.registry import MODELS
 
 SETTINGS = {
     "backbone": "tiny",
@@ -25,13 +26,19 @@ SETTINGS = {
 }
 
 
+FOR_LLM = ("backbone", "backbone_dtype", "head_hidden_size", "representation_size", "SASRec.epochs")
+
+
 @pytest.fixture
 def run(chain_data, tmp_path, monkeypatch):
     """Compare models on the chain with small settings and those given."""
     monkeypatch.chdir(tmp_path)
 
     def compare_with(models: list[str], **settings):
-        return compare(models, "chain", settings={**SETTINGS, "data_path": str(chain_data), **settings})
+        with_llm = any(name in MODELS for name in models)
+        given = {key: value for key, value in SETTINGS.items() if with_llm or key not in FOR_LLM}
+        protocol = {} if with_llm else {"protocol": "retrieval"}
+        return compare(models, "chain", settings={**given, **protocol, "data_path": str(chain_data), **settings})
 
     return compare_with
 

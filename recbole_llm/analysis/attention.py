@@ -28,6 +28,7 @@ from recbole_llm.backbone.text import encode_text
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError
 from recbole_llm.prompt.batch import MARKER_TOKEN, OUT_TOKEN, SLOT_TOKEN, USER_TOKEN, PromptBatch
+from recbole_llm.recommender.retrieval import RetrievalForm
 from recbole_llm.registry import is_ours
 
 VECTORS = {SLOT_TOKEN: "[item]", OUT_TOKEN: "[out]", USER_TOKEN: "[user]", MARKER_TOKEN: "[marker]"}
@@ -141,7 +142,7 @@ def look(model: TrainedModel, settings: AttentionSettings, order: OrderSettings)
         ``users``: per user the id and ``conditions``: per order and layer the ``shares`` (:func:`shares`), and ``tokens``: each
         token with those that it attends to most and their weights; ``shares``: the means over the users.
     """
-    if model.run is not None or model.model.recommend_by != "retrieval":
+    if model.run is not None or not isinstance(getattr(model.model, "form", None), RetrievalForm):
         raise UserError(f"analyze attention: {model.name} is no LLM that reads user prompts (recommend_by: retrieval).")
     test = model.splits["test"]
     chosen = np.unique(np.linspace(0, len(test) - 1, min(settings.users, len(test))).astype(np.int64))

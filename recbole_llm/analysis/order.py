@@ -130,13 +130,13 @@ def rank(model: TrainedModel, split: TextSequentialDataset) -> Ranked:
         tops.append(_best(scores, candidates, most))
         return scores
 
-    titles = getattr(model.model, "titles", None)
-    if titles is not None:
-        titles.reset()
+    form = getattr(model.model, "form", None)
+    if form is not None:
+        form.reset()
     ranking = evaluate_ranking(
         score, split, config, "test", progress=config["show_progress"], eval_batch_rows=config["eval_batch_rows"] or 512
     )
-    return Ranked(ranking, torch.cat(tops).numpy(), titles.metrics() if titles is not None else {})
+    return Ranked(ranking, torch.cat(tops).numpy(), form.metrics() if form is not None else {})
 
 
 def _best(scores: Tensor, candidates: Tensor | None, most: int) -> Tensor:

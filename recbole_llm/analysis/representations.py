@@ -21,6 +21,7 @@ from recbole_llm.analysis.trained import TrainedModel
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError
+from recbole_llm.recommender.retrieval import RetrievalForm
 from recbole_llm.teacher.teacher import Teacher
 
 
@@ -34,11 +35,11 @@ def represent(model: TrainedModel, split: TextSequentialDataset) -> Tensor:
     config = model.config
     if model.run is not None:
         encode = Teacher(model.run).represent
-    elif hasattr(model.model, "represent_distinct_users") and model.model.recommend_by == "retrieval":
+    elif hasattr(model.model, "represent_distinct_users") and isinstance(getattr(model.model, "form", None), RetrievalForm):
         encode = model.model.represent_distinct_users
     else:
         raise UserError(
-            f"analyze representations: {model.name} (recommend_by: {model.model.recommend_by}) has no user representation; "
+            f"analyze representations: {model.name}, as it is asked here, has no user representation; "
             f"use a retrieval model or a stock model with item embeddings."
         )
     step = config["eval_batch_rows"] or 512

@@ -136,10 +136,10 @@ def test_a_trained_llm_is_found_again_and_its_teacher_is_shuffled_too(tiny_setti
     config, data = make_config("LLMSRec", "chain", config_dict=settings), SharedData()
     model = trained.obtain("LLMSRec", config, data)
     assert model.model.teacher_run.splits["train"].fingerprint == data.splits(config)["train"].fingerprint
-    assert model.record["finished"] and model.model.fingerprint == data.splits(config)["train"].fingerprint
+    assert model.record["finished"] and model.model.fingerprint == data.splits(config)["train"].text_fingerprint
     plain = make_config("LLMSRec", "chain", config_dict={**settings, "shuffle_training": None})
-    assert data.splits(plain)["train"].fingerprint != model.model.fingerprint
-    monkeypatch.setattr(trained, "run_model", lambda *arguments: pytest.fail("trained again"))
+    assert data.splits(plain)["train"].text_fingerprint != model.model.fingerprint
+    monkeypatch.setattr("recbole_llm.trainer.trainer.LLMTrainer.fit", lambda *_, **__: pytest.fail("trained again"))
     again = trained.obtain("LLMSRec", config, data)
     for name, parameter in model.model.trained_parameters().items():
         assert torch.equal(parameter, again.model.trained_parameters()[name])

@@ -286,7 +286,7 @@ def test_stored_states_are_found_again_by_the_same_and_by_nothing_else(make, tmp
         return model
 
     def files():
-        return {file.name: file.stat().st_mtime_ns for file in (tmp_path / "saved" / "states").iterdir()}
+        return {file.name: file.stat().st_mtime_ns for file in (tmp_path / "saved" / "states").glob("*.npy")}
 
     first = use()
     found = files()

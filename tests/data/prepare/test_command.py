@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import json_lines, lines
+from raw_files import json_lines, lines
 
 from recbole_llm.cli import main
 from recbole_llm.config.settings import datasets_in
@@ -108,7 +108,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     )
     full = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert full.returncode == 2, full.stderr
-    assert "amazon-2018-music.inter cannot be read or written (File too large)" in full.stderr
+    assert "no room left in dataset (File too large)" in full.stderr
     assert not list((tmp_path / "dataset").iterdir())
 
 

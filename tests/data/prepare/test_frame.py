@@ -6,7 +6,7 @@ import gzip
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import count, written
+from raw_files import count, written
 
 from recbole_llm.cli import main
 from recbole_llm.data.prepare import from_frame

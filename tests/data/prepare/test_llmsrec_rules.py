@@ -4,7 +4,7 @@ import random
 from collections import Counter, defaultdict
 
 import pytest
-from conftest import count, json_lines, lines, written
+from raw_files import count, json_lines, lines, written
 
 from recbole_llm.cli import main
 

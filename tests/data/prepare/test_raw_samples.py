@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import count, written
+from raw_files import count, written
 
 from recbole_llm.cli import main
 

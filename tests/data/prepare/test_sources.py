@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import count, json_lines, lines
+from raw_files import count, json_lines, lines
 
 from recbole_llm.cli import main
 
