@@ -14,23 +14,32 @@ from recbole_llm import lock
 from recbole_llm.errors import UserError
 
 
-def _hold(folder: str, ready, release) -> None:
+def _hold(folder: str, ready: str, release: str) -> None:
     with lock.held(folder):
         (Path(folder).parent / f"{Path(folder).name}.77.pth").write_text("half")
-        ready.set()
-        release.wait(60)
+        Path(ready).touch()
+        _wait_for(Path(release))
+
+
+def _wait_for(file: Path) -> None:
+    """Wait until a file is there; a process that is killed while it waits holds nobody up."""
+    until = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 @pytest.fixture
-def other(tmp_path):
+def other(tmp_path, tmp_path_factory):
     """Another process that holds ``tmp_path / "run"`` until it is told to stop."""
-    context = multiprocessing.get_context("spawn")
-    ready, release = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(str(tmp_path / "run"), ready, release))
+    signs = tmp_path_factory.mktemp("signs")
+    ready, release = signs / "ready", signs / "release"
+    process = multiprocessing.get_context("spawn").Process(
+        target=_hold, args=(str(tmp_path / "run"), str(ready), str(release))
+    )
     process.start()
-    assert ready.wait(60)
+    _wait_for(ready)
     yield process, release
-    release.set()
+    release.touch()
     process.join(60)
 
 
@@ -44,7 +53,7 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path, other):
 def test_a_second_process_waits(tmp_path, other):
     process, release = other
     started = time.monotonic()
-    release.set()
+    release.touch()
     with lock.held(tmp_path / "run"):
         assert time.monotonic() - started < 30
     assert not lock.is_held(tmp_path / "run")
