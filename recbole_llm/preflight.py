@@ -137,7 +137,7 @@ def check_prompts(config: Config, train: TextSequentialDataset) -> None:
     if form is None or getattr(form, "build_prompts", None) is not RetrievalForm.build_prompts:
         return
     shown = {name: getattr(model_class, name) for name in ("has_item_vectors", "has_user_vector", "has_marker")}
-    form(SimpleNamespace(backbone=load_text_side(config), **shown), config, train).build_prompts()
+    RetrievalForm(SimpleNamespace(backbone=load_text_side(config), **shown), config, train).build_prompts()
 
 
 def check_attributes(config: Config, train: TextSequentialDataset) -> None:

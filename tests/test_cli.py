@@ -242,7 +242,19 @@ def test_help_lists_models_datasets_backbones_and_keys(capsys):
 ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 
 
+@pytest.fixture
+def nothing_ignored():
+    """What a program in a terminal finds; one in the background ignores Ctrl-C."""
+    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in ENDING}
+    for number in before:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("name", ENDING)
+@pytest.mark.usefixtures("nothing_ignored")
 def test_a_signal_that_ends_a_program_is_a_sentence(monkeypatch, capsys, name):
     before = {ending: signal.getsignal(getattr(signal, ending)) for ending in ENDING}
 
