@@ -11,11 +11,22 @@ import os
 # Ragged prompts give a new shape at every step: memory would grow by gigabytes. It looks here when it is first used.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
-from recbole_llm import compat, plugin  # noqa: E402
+from typing import Any  # noqa: E402
+
+from wrapt import register_post_import_hook  # noqa: E402
+
 from recbole_llm._version import __version__  # noqa: E402
 from recbole_llm.registry import register_model  # noqa: E402
 
 __all__ = ["__version__", "register_model"]
 
-compat.apply()
-plugin.register()
+
+def _extend(_recbole: Any) -> None:
+    from recbole_llm import compat, plugin
+
+    compat.apply()
+    plugin.register()
+
+
+# RecBole imports PyTorch, which takes seconds: whoever only asks for help, or mistyped a word, does without.
+register_post_import_hook(_extend, "recbole")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from recbole_llm._version import __version__
 from recbole_llm.errors import UserError, closest, printable, sentence_for
 
 USAGE = """\
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not argv or argv[0] in ("-h", "--help"):
             print(USAGE, end="")
+            return 0
+        if argv[0] == "--version":
+            print(f"recbole-llm {__version__}")
             return 0
         command, rest = argv[0], argv[1:]
         commands = {"run": run, "table": table, "recommend": recommend, "prepare": prepare, "analyze": analyze}
@@ -79,6 +83,7 @@ def _signals_as_interrupts() -> Iterator[None]:
 def run(argv: Sequence[str]) -> int:
     """``recbole-llm run``: train and compare models, print one table."""
     from recbole_llm.config.command_line import parse_command_line
+    from recbole_llm.config.first_look import first_look
     from recbole_llm.config.help import help_text
     from recbole_llm.config.schema import load_yaml
 
@@ -102,6 +107,8 @@ def run(argv: Sequence[str]) -> int:
         raise UserError("name a dataset: --dataset=ml-100k (--help lists them).")
     seeds = _seeds(setting("seed"))
     results_file, per_user_file = setting("results_file"), setting("per_user_file")
+
+    first_look(models, str(dataset), settings, files)
 
     from recbole_llm.quick_start import compare
     from recbole_llm.results import files as results

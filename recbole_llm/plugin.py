@@ -10,8 +10,9 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from recbole_llm.compat import redirect
+from recbole_llm.config.checks import no_such_model
 from recbole_llm.config.identity import data_settings
-from recbole_llm.errors import UserError, closest
+from recbole_llm.errors import UserError
 from recbole_llm.registry import MODELS, is_ours, known_models, resolve
 
 
@@ -44,6 +45,14 @@ def register() -> None:
 ENTRY_POINTS = ("run", "run_recbole", "run_recboles", "objective_function", "load_data_and_model")
 
 
+def __getattr__(name: str) -> Any:
+    """A worker that looks for one of RecBole's functions here has not imported RecBole yet."""
+    if name in ENTRY_POINTS:
+        register()
+        return globals()[name]
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
 def _adopt(function: FunctionType) -> None:
     """Let whoever unpickles RecBole's ``function`` import this library.
 
@@ -70,9 +79,7 @@ def _get_model(stock: FunctionType) -> Callable:
             known = known_models()
             if not isinstance(model_name, str) or model_name in known:
                 raise
-            near = closest(model_name, known)
-            hint = f"did you mean '{near}'?" if near else "see `recbole-llm --help` for the names."
-            raise UserError(f"There is no model named '{model_name}'; {hint}") from None
+            raise no_such_model(model_name) from None
 
     return get_model
 

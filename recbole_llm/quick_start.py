@@ -22,7 +22,7 @@ from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_s
 
 from recbole_llm import checkpoint, preflight
 from recbole_llm.config.identity import deciding_settings, own_training_keys
-from recbole_llm.config.schema import load_yaml, read_schema
+from recbole_llm.config.schema import known_keys, load_yaml, read_schema
 from recbole_llm.config.settings import make_config, model_of, settings_for
 from recbole_llm.data.loaders import dataloaders
 from recbole_llm.data.shared import SharedData
@@ -129,9 +129,9 @@ def configure(
     ours = [label for label in models if is_ours(model_of(label))]
     # A teacher may be addressed by its name ("SASRec.epochs") whether or not it is among the models.
     teachers = {label: _teacher_of(label, together) for label in ours}
-    named = list(dict.fromkeys([*models, *teachers.values()]))
-    from_files = {"protocol": default_protocol(ours, together), **settings_for(name, files, named)}
-    given = settings_for(name, settings, named)
+    named = list(teachers.values())
+    from_files = {"protocol": default_protocol(ours, together), **settings_for(name, files, models, named)}
+    given = settings_for(name, settings, models, named)
     if seed is not None:
         given["seed"] = seed
     if name not in ours and ours:
@@ -144,6 +144,9 @@ def configure(
     if name in ours:
         teacher = f"{teachers[name]}."
         for_teacher = {key.removeprefix(teacher): value for key, value in together.items() if key.startswith(teacher)}
+        if teachers[name] in models:  # what is said of all models that know a key is said of it, as a teacher too
+            of_both = known_keys(teachers[name]).keys() - known_keys(model_of(name)).keys()
+            for_teacher = {**{key: together[key] for key in together if key in of_both}, **for_teacher}
         if for_teacher:
             given["teacher_settings"] = {**(from_files.get("teacher_settings") or {}), **(given.get("teacher_settings") or {})}
             given["teacher_settings"].update(for_teacher)
@@ -151,8 +154,11 @@ def configure(
     if name in teachers.values() and isinstance(of_teacher, dict):  # as the teacher of the others, so that it is trained once
         given = {**of_teacher, **given}
     config = make_config(model_of(name), dataset, config_dict=from_files, command_line=given)
-    if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
-        raise UserError(f"model: {name} is no sequential model; compare it with RecBole's own run_recbole.")
+    if config["MODEL_TYPE"] not in (ModelType.SEQUENTIAL, ModelType.GENERAL, ModelType.TRADITIONAL):
+        raise UserError(
+            f"model: {name} reads features or knowledge of users and items, which a comparison here has none of; take a "
+            f"sequential or a general recommender, or compare it with RecBole's own run_recbole."
+        )
     return config
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import os
@@ -227,6 +228,14 @@ def properties_folder() -> Path:
     raise UserError(f"The folder 'properties' is missing beside {package}: install recbole-llm again.")
 
 
+def recbole_folder() -> Path:
+    """Where RecBole is installed. It is not imported."""
+    found = importlib.util.find_spec("recbole")
+    if found is None or not found.submodule_search_locations:
+        raise UserError("RecBole is not installed: pip install recbole==1.2.1.")
+    return Path(found.submodule_search_locations[0])
+
+
 def stock_models() -> list[str]:
     """The names of RecBole's own models, sorted."""
     return list(_stock_models())
@@ -234,10 +243,8 @@ def stock_models() -> list[str]:
 
 @lru_cache(maxsize=1)
 def _stock_models() -> tuple[str, ...]:
-    import recbole
-
     # RecBole has one settings file per model, named like it; but the two for libraries of others, and none for Random.
-    files = (Path(recbole.__file__).parent / "properties" / "model").glob("*.yaml")
+    files = (recbole_folder() / "properties" / "model").glob("*.yaml")
     other_names = {"lightgbm": "LightGBM", "xgboost": "XGBoost"}
     return tuple(sorted({other_names.get(file.stem, file.stem) for file in files} | {"Random"}))
 

@@ -85,8 +85,32 @@ def origin_of(config: Any, name: str) -> str:
     return "default"
 
 
+# Other programs' names of keys, which look like none of ours.
+_KNOWN_ELSEWHERE = {
+    "lr": "learning_rate",
+    "bs": "train_batch_size",
+    "batch_size": "train_batch_size",
+    "wd": "weight_decay",
+    "l2": "weight_decay",
+    "gpu": "gpu_id",
+    "maxlen": "MAX_ITEM_LIST_LENGTH",
+    "max_len": "MAX_ITEM_LIST_LENGTH",
+    "llm": "backbone",
+    "config": "config_files",
+    "k": "topk",
+}
+
+
+def no_such_model(name: Any) -> UserError:
+    near = closest(str(name), registry.known_models())
+    hint = f"did you mean '{near}'?" if near else "see `recbole-llm --help` for the names."
+    return UserError(f"There is no model named '{name}'; {hint}")
+
+
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
-    near = closest(str(name), known)
+    known = list(known)
+    near = _KNOWN_ELSEWHERE.get(str(name).lower())
+    near = near if near in known else closest(str(name), known)
     return f"; did you mean '{near}'?" if near else ""
 
 

@@ -19,14 +19,17 @@ from recbole_llm.errors import UserError
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
+SHORT = {"m": "--model", "d": "--dataset"}  # RecBole's short forms
+
+
 def parse_command_line(argv: Sequence[str]) -> dict[str, Any]:
     """Read ``--key=value`` and ``--key value``.
 
     Values are YAML (``0.1``, ``true``, ``[10, 20]``, ``{mode: full}``, ``None``) and may contain ``=``; nothing is
     evaluated. A key that takes text keeps it as written, so ``--model``, ``--dataset`` and ``--results_file`` need no
     quotes. A bare ``--key`` sets a True/False key to True. ``--SASRec.epochs=5`` gives the key ``"SASRec.epochs"``, see
-    :func:`settings_for`; ``--LLMSTAR:plain.beta=0`` gives ``"LLMSTAR:plain.beta"``. ``-h`` and ``--help`` give
-    ``{"help": True}``.
+    :func:`settings_for`; ``--LLMSTAR:plain.beta=0`` gives ``"LLMSTAR:plain.beta"``. ``-m`` and ``-d`` are ``--model`` and
+    ``--dataset``, as in RecBole. ``-h`` and ``--help`` give ``{"help": True}``.
 
     Args:
         argv: the words after the program's name.
@@ -42,6 +45,7 @@ def parse_command_line(argv: Sequence[str]) -> dict[str, Any]:
         if word in ("-h", "--help"):
             settings["help"] = True
             continue
+        word = re.sub(r"^-([md])(?=$|=)", lambda short: SHORT[short[1]], word)
         match = re.match(r"--([A-Za-z_][\w.:-]*)(=|$)", word)
         if match is None:
             raise UserError(f"cannot read '{word}' on the command line; write --key=value.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import textwrap
 from collections.abc import Iterable, Mapping
 
 from recbole_llm import registry
-from recbole_llm.config.checks import did_you_mean, stock_class
-from recbole_llm.config.schema import Key, forms_of, known_keys, load_yaml, read_schema, recbole_folder
+from recbole_llm.config.checks import did_you_mean
+from recbole_llm.config.schema import Key, forms_of, known_keys, load_yaml, read_schema
 from recbole_llm.config.settings import datasets_in, model_of
 from recbole_llm.errors import UserError
 
@@ -85,7 +86,7 @@ def _model_page(name: str) -> str:
     if name not in _runnable_models():
         raise UserError(f"model: there is no model named '{name}'{did_you_mean(name, _runnable_models()) or '.'}")
     ours = registry.is_ours(name)
-    known = known_keys(name, stock_class(name))
+    known = known_keys(name)
     if not ours:
         own = {key: said for key, said in known.items() if said.where.startswith("recbole/model/")}
         groups = {f"{name}": own}
@@ -159,12 +160,12 @@ def _shown(key: Key) -> str:
 def _runnable_models() -> list[str]:
     """The names of all models whose libraries are there, ours first."""
     ours, stock = list(registry.models()), registry.stock_models()
-    return [*ours, *(name for name in stock if name not in ("LightGBM", "XGBoost") or stock_class(name) is not None)]
+    return [*ours, *(name for name in stock if name not in ("LightGBM", "XGBoost") or importlib.util.find_spec(name.lower()))]
 
 
 def _fetchable() -> list[str]:
     """The datasets that come with RecBole or that it fetches."""
-    urls = load_yaml(recbole_folder() / "properties" / "dataset" / "url.yaml")
+    urls = load_yaml(registry.recbole_folder() / "properties" / "dataset" / "url.yaml")
     return ["ml-100k", *sorted(set(urls) - {"ml-100k"})]
 
 

@@ -7,18 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import Any
-
-from recbole.config import Config
-from recbole.utils.argument_list import (
-    dataset_arguments,
-    evaluation_arguments,
-    general_arguments,
-    training_arguments,
-)
+from typing import TYPE_CHECKING, Any
 
 from recbole_llm import registry
-from recbole_llm.config.schema import known_keys, recbole_keys, shared_schema
+from recbole_llm.config.schema import known_keys, recbole_arguments, recbole_keys, shared_schema
+
+if TYPE_CHECKING:
+    from recbole.config import Config
 
 _NEVER = frozenset({"cost", "output"})
 _FOR_LLM_ALONE = frozenset({"text", "teacher"})
@@ -49,14 +44,15 @@ def data_settings(config: Config) -> dict[str, Any]:
     """
     schema = shared_schema()
     ours = (name for group in schema if group != "llm" for name, key in schema[group].items() if key.mark in ("data", "text"))
-    names = dict.fromkeys(("dataset", "data_path", *dataset_arguments, *ours))
+    names = dict.fromkeys(("dataset", "data_path", *recbole_arguments()["dataset"], *ours))
     return json.loads(json.dumps({name: config[name] for name in names}, default=str, sort_keys=True))
 
 
 def settings_for_teacher(config: Config) -> dict[str, Any]:
     """What the user said of a run that holds for the teacher of its LLM recommender, too: data, evaluation, machine."""
     overall = {name for name, key in shared_schema()["overall"].items() if key.mark in ("", "data", "text")}
-    shared = {*general_arguments, *evaluation_arguments, *dataset_arguments, *overall} - own_training_keys()
+    arguments = recbole_arguments()
+    shared = {*arguments["general"], *arguments["evaluation"], *arguments["dataset"], *overall} - own_training_keys()
     return {name: value for name, value in config.external_config_dict.items() if name in shared}
 
 
@@ -66,7 +62,7 @@ def own_training_keys() -> set[str]:
     RecBole's training keys, and those keys of every run that ``llm.yaml`` has another default for.
     """
     schema = shared_schema()
-    return {*training_arguments, *(schema["overall"].keys() & schema["llm"].keys())}
+    return {*recbole_arguments()["training"], *(schema["overall"].keys() & schema["llm"].keys())}
 
 
 def settings_for_pretraining(config: Config) -> dict[str, Any]:

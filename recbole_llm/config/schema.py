@@ -21,11 +21,13 @@ names), ``model/``, ``dataset/``, ``backbone/``. ``recbole.yaml`` only marks key
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import math
 import os
 import re
+import sys
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -389,8 +391,19 @@ def llm_keys(model: str, schema: Schema | None = None) -> dict[str, Key]:
     return keys
 
 
-def recbole_folder() -> Path:
-    return Path(importlib.util.find_spec("recbole").submodule_search_locations[0])
+@lru_cache(maxsize=1)
+def recbole_arguments() -> dict[str, tuple[str, ...]]:
+    """The names of RecBole's keys by category: ``general``, ``training``, ``evaluation``, ``dataset``.
+
+    As RecBole's file lists them: its own lists grow with each Config, and importing them imports PyTorch.
+    """
+    place = registry.recbole_folder() / "utils" / "argument_list.py"
+    spec = importlib.util.spec_from_file_location("recbole_argument_list", place)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    categories = ("general", "training", "evaluation", "dataset")
+    return {category: tuple(getattr(module, f"{category}_arguments")) for category in categories}
 
 
 def _stamp(path: Path) -> int:
@@ -474,16 +487,11 @@ def _stock_key(name: str, default: Any, line: str, where: str) -> Key:
 
 def recbole_keys() -> dict[str, Key]:
     """Return the keys that every RecBole run knows, with the marks that ``properties/recbole.yaml`` gives them."""
-    from recbole.utils import argument_list
-
-    root = recbole_folder() / "properties"
+    root = registry.recbole_folder() / "properties"
     keys: dict[str, Key] = {}
     for file in ("overall.yaml", "dataset/sample.yaml"):
         keys.update(keys_of_file(root / file, f"recbole/{file}", stock=True))
-    for category in ("general", "training", "evaluation", "dataset"):
-        for name in getattr(argument_list, f"{category}_arguments"):
-            keys.setdefault(name, Key(name=name, where="recbole"))
-    for name in _UNDOCUMENTED:
+    for name in (*(name for names in recbole_arguments().values() for name in names), *_UNDOCUMENTED):
         keys.setdefault(name, Key(name=name, where="recbole"))
     for name, key in keys_of_file(registry.properties_folder() / "recbole.yaml", "recbole.yaml").items():
         keys[name] = replace(keys.get(name, key), mark=key.mark, meaning=key.meaning)
@@ -493,25 +501,57 @@ def recbole_keys() -> dict[str, Key]:
 def stock_model_keys(model: str, model_class: type | None) -> dict[str, Key]:
     """Return the keys of a stock model: its YAML file, and what its source reads beyond that."""
     keys: dict[str, Key] = {}
-    path = recbole_folder() / "properties" / "model" / f"{model}.yaml"
-    for name in _keys_read_by(model_class) if model_class is not None else ():
+    path = registry.recbole_folder() / "properties" / "model" / f"{model}.yaml"
+    for name in _keys_read_by(model if model_class is None else model_class):
         keys[name] = Key(name=name, where="recbole")
     if is_file_name(model) and path.is_file():
         keys.update(keys_of_file(path, f"recbole/model/{model}.yaml", stock=True))
     return keys
 
 
-@lru_cache(maxsize=64)
-def _keys_read_by(model_class: type) -> tuple[str, ...]:
-    names: list[str] = []
-    for owner in model_class.__mro__:
-        if owner.__module__.startswith("recbole."):
-            try:
-                source = inspect.getsource(inspect.getmodule(owner))
-            except (OSError, TypeError):
-                continue
-            names += re.findall(r"config(?:\.get\(|\[)\s*['\"](\w+)['\"]", source)
+@lru_cache(maxsize=128)
+def _keys_read_by(model: str | type) -> tuple[str, ...]:
+    """The keys that the source of a stock model and of the classes it stands on reads."""
+    if isinstance(model, str):
+        sources = _sources_of_class(model, _source_of_model(model), {})
+    else:
+        sources = []
+        for owner in model.__mro__:
+            if owner.__module__.startswith("recbole."):
+                try:
+                    sources.append(inspect.getsource(sys.modules[owner.__module__]))
+                except (OSError, TypeError):
+                    continue
+    names = [name for source in sources for name in re.findall(r"config(?:\.get\(|\[)\s*['\"](\w+)['\"]", source)]
     return tuple(dict.fromkeys(names))
+
+
+def _source_of_model(model: str) -> Path | None:
+    """The module of a stock model, which is named like it. It is not imported: that takes seconds."""
+    if model not in registry.stock_models():
+        return None
+    return next(iter(sorted((registry.recbole_folder() / "model").glob(f"*_recommender/{model.lower()}.py"))), None)
+
+
+def _sources_of_class(name: str, path: Path | None, seen: dict[Path, str]) -> list[str]:
+    """The text of the module of a RecBole class, and of the modules of its base classes."""
+    if path is None or path in seen or not path.is_file():
+        return list(seen.values())
+    seen[path] = text = path.read_text(encoding="utf-8")
+    nodes = ast.parse(text).body
+    bases = {node.name: [getattr(base, "id", "") for base in node.bases] for node in nodes if isinstance(node, ast.ClassDef)}
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    modules = {alias.asname or alias.name: node.module for node in imports for alias in node.names}
+    waiting = [name]
+    while waiting:
+        for base in bases.pop(waiting.pop(), []):
+            module = modules.get(base) or ""
+            if base in bases:
+                waiting.append(base)
+            elif module.startswith("recbole."):
+                within = module.split(".")[1:]
+                _sources_of_class(base, registry.recbole_folder().joinpath(*within).with_suffix(".py"), seen)
+    return list(seen.values())
 
 
 def is_file_name(name: Any) -> bool:

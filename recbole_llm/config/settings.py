@@ -17,14 +17,13 @@ from typing import Any, TypeVar
 import yaml
 
 from recbole_llm import registry
-from recbole_llm.config.checks import did_you_mean, draws_negatives, origin_of, stock_class, validate
+from recbole_llm.config.checks import did_you_mean, draws_negatives, origin_of, validate
 from recbole_llm.config.schema import (
     SettingsLoader,
     is_file_name,
     known_keys,
     load_yaml,
     read_settings_file,
-    recbole_folder,
     settings_files,
     shared_schema,
 )
@@ -191,23 +190,26 @@ def make_config(
             os.environ["CUDA_VISIBLE_DEVICES"] = visible
     config.__class__ = Config  # a stock trainer pickles the Config: its class must be one that can be imported
     config.yaml_loader = yaml.FullLoader
-    _check_dataset(config)
+    check_dataset(config.dataset, Path(config["data_path"]))
     return config
 
 
-def _check_dataset(config: Any) -> None:
-    """Refuse a dataset that has no folder, unless RecBole knows where to fetch it."""
-    folder = Path(config["data_path"])
-    if folder.is_dir() or config.dataset in load_yaml(recbole_folder() / "properties" / "dataset" / "url.yaml"):
+def check_dataset(dataset: str, folder: Path) -> None:
+    """Refuse a dataset whose ``folder`` is missing, unless RecBole knows where to fetch it.
+
+    Raises:
+        UserError: naming the datasets that are there.
+    """
+    if folder.is_dir() or dataset in load_yaml(registry.recbole_folder() / "properties" / "dataset" / "url.yaml"):
         return
-    command = _optional(registry.properties_folder(), "dataset", config.dataset).get("prepare_command")
+    command = _optional(registry.properties_folder(), "dataset", dataset).get("prepare_command")
     if command:
         place = "" if folder.parent == Path("dataset") else f" --data-path={folder.parent}"
-        raise UserError(f"the dataset '{config.dataset}' is not in '{folder}' yet: run `{command}{place}`, which makes it.")
+        raise UserError(f"the dataset '{dataset}' is not in '{folder}' yet: run `{command}{place}`, which makes it.")
     found = datasets_in(folder.parent)
     raise UserError(
-        f"unknown dataset '{config.dataset}': there is no folder '{folder}'"
-        f"{did_you_mean(config.dataset, [*found, 'ml-100k'])} "
+        f"unknown dataset '{dataset}': there is no folder '{folder}'"
+        f"{did_you_mean(dataset, [*found, 'ml-100k'])} "
         f"(data_path holds {', '.join(found) or 'no dataset'}; ml-100k comes with RecBole; "
         "`recbole-llm prepare --help` lists public ones)."
     )
@@ -221,7 +223,9 @@ def datasets_in(data_path: str | os.PathLike) -> list[str]:
     return sorted(folder.name for folder in root.iterdir() if folder.is_dir() and any(folder.glob("*.inter")))
 
 
-def settings_for(model: str, settings: Mapping[str, Any], models: Sequence[str]) -> dict[str, Any]:
+def settings_for(
+    model: str, settings: Mapping[str, Any], models: Sequence[str], teachers: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return the part of a run's settings that is meant for one of its models.
 
     ``{"SASRec.epochs": 5}`` is for SASRec only, and wins over a plain ``epochs``; ``{"SASRec:long.epochs": 50}`` is for the
@@ -232,12 +236,13 @@ def settings_for(model: str, settings: Mapping[str, Any], models: Sequence[str])
         model: the model, or a variant of one.
         settings: as from :func:`parse_command_line`.
         models: all models and variants of the run.
+        teachers: their teachers, which keys may name although they are not among the models.
 
     Raises:
         UserError: a prefix that names no model of the run.
     """
-    known = {name: known_keys(model_of(name), stock_class(model_of(name))) for name in models}
-    may_be = {*models, *map(model_of, models)}
+    known = {name: known_keys(model_of(name)) for name in models}
+    may_be = {*models, *map(model_of, models), *teachers}
     general: dict[str, Any] = {}
     special: dict[str, Any] = {}
     of_variant: dict[str, Any] = {}

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import numpy as np
 import torch
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
 
 
 def user_sequences(train) -> list[np.ndarray]:
@@ -17,6 +22,24 @@ def user_sequences(train) -> list[np.ndarray]:
         np.concatenate([[first_items[rows_of_user[0]]], targets[rows_of_user]])
         for rows_of_user in np.split(order, starts[1:])
     ]
+
+
+def single_interactions(train: Any) -> Any:
+    """The interactions of a training split, each once and without its history, as a plain RecBole ``Dataset``.
+
+    What a model learns from that knows users and items, but no sequences. A row of the split is a prefix with its target:
+    the first item of each user, which no row has as its target, is among the interactions here.
+
+    Args:
+        train: a training split, one row per prefix.
+    """
+    sequences = user_sequences(train)
+    users = np.repeat(np.unique(train.inter_feat[train.uid_field].numpy()), [len(sequence) for sequence in sequences])
+    rows = {train.uid_field: torch.from_numpy(users), train.iid_field: torch.from_numpy(np.concatenate(sequences))}
+    plain = copy.copy(train)
+    plain.__class__ = Dataset  # a sequential one would look for histories in its rows
+    plain.inter_feat = Interaction(rows)
+    return plain
 
 
 def cut_windows(sequences: list[np.ndarray], length: int, rng: np.random.Generator) -> np.ndarray:

@@ -24,14 +24,14 @@ import torch
 from recbole.config import Config
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.model.loss import BPRLoss
-from recbole.utils import get_model, get_trainer, init_seed
+from recbole.utils import ModelType, get_model, get_trainer, init_seed
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
 from recbole_llm import checkpoint
 from recbole_llm.config.identity import deciding_settings
-from recbole_llm.data.sequences import cut_windows, user_sequences
+from recbole_llm.data.sequences import cut_windows, single_interactions, user_sequences
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
 from recbole_llm.files import reporting_full_disk
@@ -159,10 +159,13 @@ def _train_or_load(
 ) -> StockRun:
     """:func:`train_or_load` while no other process writes ``folder``."""
     name = config["model"]
-    train_data, valid_data = _dataloaders(config, splits)
+    train = training_data(config, splits)
+    train_data, valid_data = _dataloaders(config, splits, train)
     init_seed(config["seed"], config["reproducibility"])
-    model = get_model(name)(config, splits["train"]).to(config["device"])
-    if checkpoint.exists(folder) and not config["fresh"]:
+    model = get_model(name)(config, train).to(config["device"])
+    # What a traditional model knows (counts, similarities) is no weight of it, and takes one pass to count again.
+    keeps_weights = config["MODEL_TYPE"] != ModelType.TRADITIONAL
+    if keeps_weights and checkpoint.exists(folder) and not config["fresh"]:
         record = _read_record(folder)
         checkpoint.check(record, folder, model=name, fingerprint=fingerprint)
         model.load_state_dict(checkpoint.read_weights(folder, config["device"]))
@@ -214,11 +217,16 @@ def _train_or_load(
     return StockRun(model.eval(), config, splits, folder, seconds, record["valid_result"])
 
 
-def _dataloaders(config: Config, splits: dict[str, Any]) -> tuple[Any, Any]:
+def training_data(config: Config, splits: dict[str, Any]) -> Any:
+    """What a stock model is trained on: prefixes with their targets, or single interactions where it knows no sequences."""
+    return splits["train"] if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else single_interactions(splits["train"])
+
+
+def _dataloaders(config: Config, splits: dict[str, Any], train: Any) -> tuple[Any, Any]:
     """RecBole's dataloaders. To be made before the model: BERT4Rec's masking writes into ``config`` what the model reads."""
-    train_sampler, valid_sampler, _ = create_samplers(config, splits["train"], [splits[p] for p in ("train", "valid", "test")])
+    train_sampler, valid_sampler, _ = create_samplers(config, train, [train, splits["valid"], splits["test"]])
     return (
-        get_dataloader(config, "train")(config, splits["train"], train_sampler, shuffle=config["shuffle"]),
+        get_dataloader(config, "train")(config, train, train_sampler, shuffle=config["shuffle"]),
         get_dataloader(config, "valid")(config, splits["valid"], valid_sampler, shuffle=False),
     )
 
@@ -249,8 +257,9 @@ def load(folder: str | Path, config: Config, splits: dict[str, Any]) -> StockRun
     folder = Path(folder)
     record = _read_record(folder)
     checkpoint.check(record, folder, model=config["model"], fingerprint=splits["train"].column_fingerprint)
-    _dataloaders(config, splits)
-    model = get_model(config["model"])(config, splits["train"]).to(config["device"])
+    train = training_data(config, splits)
+    _dataloaders(config, splits, train)
+    model = get_model(config["model"])(config, train).to(config["device"])
     try:
         model.load_state_dict(checkpoint.read_weights(folder, config["device"]))
     except RuntimeError as error:
