@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -161,8 +162,29 @@ def _init_config(stock: Callable) -> Callable:
             from recbole_llm.config.settings import finish
 
             finish(self)
+        if "setting_origins" not in self.__dict__:  # one of RecBole's own runners
+            _tell_of_other_protocols(self)
 
     return __init__
+
+
+_MEASURED: dict[str | None, str] = {}  # protocol -> the first model of this process that RecBole's own runners measured by it
+
+
+def _tell_of_other_protocols(config: Any) -> None:
+    """Warn once where models of one process are measured by different protocols: their metrics cannot be compared."""
+    protocol = config["protocol"]
+    others = {other: model for other, model in _MEASURED.items() if other != protocol}
+    if protocol not in _MEASURED and others:
+        (other, model), *_ = others.items()
+        names = {name: f"protocol: {name}" if name else "RecBole's own protocol" for name in (protocol, other)}
+        wanted, changed = (other, config["model"]) if other is not None else (protocol, model)
+        logging.getLogger().warning(
+            "%s is measured by %s, %s by %s: their metrics are not comparable. For a comparison set protocol: %s for %s too, "
+            "or run both by run_recbole_llm.py.",
+            config["model"], names[protocol], model, names[other], wanted, changed,
+        )  # fmt: skip
+    _MEASURED.setdefault(protocol, config["model"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

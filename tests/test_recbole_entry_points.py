@@ -5,9 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from recbole.config import Config
 from recbole.quick_start import load_data_and_model, objective_function, run_recbole
 from recbole.trainer import HyperTuning
 from recbole.utils import get_trainer
+from recbole.utils.case_study import full_sort_scores, full_sort_topk
+
+from recbole_llm import plugin
 
 
 @pytest.fixture
@@ -38,6 +42,33 @@ def test_load_data_and_model(tiny_settings):
     config, model, dataset, _, _, test_data = load_data_and_model(str(folder))
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     assert trainer.evaluate(test_data, load_best_model=False) == pytest.approx(result["test_result"])
+
+
+def test_case_study(trained):
+    """RecBole's ``full_sort_topk`` on a trained model: the items with the highest of ``full_sort_scores``, padding aside."""
+    _, model, dataset, _, _, test_data = load_data_and_model(str(trained["LLMSRec"]))
+    users = dataset.token2id(dataset.uid_field, ["u1", "u3", "u2"])
+    scores = full_sort_scores(users, model, test_data, device=model.device)
+    best, items = full_sort_topk(users, model, test_data, k=3, device=model.device)
+    assert scores.shape == (3, dataset.item_num) and (scores[:, 0] == -np.inf).all()
+    assert (best == scores.sort(descending=True).values[:, :3]).all() and (scores.gather(1, items) == best).all()
+    one = full_sort_scores(users[1:2], model, test_data, device=model.device)
+    np.testing.assert_allclose(one[0], scores[1], rtol=1e-4, atol=1e-5)
+
+
+def test_metrics_of_different_protocols_are_told(tiny_settings, caplog, monkeypatch):
+    """``run_recbole`` of a stock model ranks other candidates than that of ours, unless ``protocol`` is set."""
+    monkeypatch.setattr(plugin, "_MEASURED", {})
+    plain = {"data_path": tiny_settings["data_path"], "train_neg_sample_args": None, "epochs": 1}
+    Config(model="LLMSRec", dataset="chain", config_dict=tiny_settings)
+    Config(model="LLMSTAR", dataset="chain", config_dict=tiny_settings)
+    Config(model="SASRec", dataset="chain", config_dict={**plain, "protocol": "retrieval"})
+    assert "protocol" not in caplog.text
+    Config(model="SASRec", dataset="chain", config_dict=plain)
+    assert caplog.text.count("SASRec is measured by RecBole's own protocol, LLMSRec by protocol: retrieval") == 1
+    assert "set protocol: retrieval for SASRec too" in caplog.text
+    Config(model="SASRec", dataset="chain", config_dict=plain)
+    assert caplog.text.count("protocol: retrieval for") == 1
 
 
 @pytest.mark.parametrize("algorithm", ["exhaustive", "random"])

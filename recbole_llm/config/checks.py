@@ -52,7 +52,8 @@ def validate(config: Any) -> None:
         value, where = external[name], origin_of(config, name)
         if name not in known:
             if name in config.cmd_config_dict and not _isolated(config):
-                logging.getLogger().warning("command line: '%s' is no key of %s and is ignored", name, model)
+                hint = did_you_mean(name, known)
+                logging.getLogger().warning("command line: '%s' is no key of %s and is ignored%s", name, model, hint)
                 del external[name]
                 continue
             raise UserError(_unknown(name, model, known, config, where))

@@ -20,10 +20,15 @@ def dataloaders(config: Config, train: TextSequentialDataset, splits: Mapping[st
 
 
 class EvaluationRows:
-    """In the place of RecBole's evaluation dataloaders; the rows are read from ``_dataset``."""
+    """In the place of RecBole's evaluation dataloaders; the rows are read from ``_dataset``.
+
+    RecBole's ``case_study`` reads ``dataset`` and ``is_sequential``, as of its own.
+    """
+
+    is_sequential = True
 
     def __init__(self, config: Config, split: TextSequentialDataset) -> None:
-        self.config, self._dataset = config, split
+        self.config, self._dataset, self.dataset = config, split, split
 
     def __len__(self) -> int:
         return len(self._dataset)

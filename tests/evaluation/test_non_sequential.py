@@ -1,7 +1,6 @@
-"""Models without sequences (Pop, ItemKNN, BPR) as rows of a comparison: the same training interactions, users and candidates."""
+"""Models without sequences (Pop, ItemKNN, BPR) as rows of a comparison, on the same interactions, users and candidates."""
 
 from __future__ import annotations
-
 
 import numpy as np
 import pytest
