@@ -5,6 +5,7 @@
 >>> run_recbole(model="LLMSTAR", dataset="ml-100k")  # doctest: +SKIP
 """
 
+import importlib
 import os
 
 # oneDNN, which multiplies bfloat16 matrices on CPU, keeps 1,024 prepared multiplications, one for each shape that it met.
@@ -18,7 +19,15 @@ from wrapt import register_post_import_hook  # noqa: E402
 from recbole_llm._version import __version__  # noqa: E402
 from recbole_llm.registry import register_model  # noqa: E402
 
-__all__ = ["__version__", "register_model"]
+__all__ = ["__version__", "load", "register_model"]
+
+_WHERE = {"load": "recbole_llm.recommend"}  # what needs RecBole and PyTorch, imported when it is asked for
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'recbole_llm' has no attribute '{name}'")
+    return getattr(importlib.import_module(_WHERE[name]), name)
 
 
 def _extend(_recbole: Any) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -45,8 +45,8 @@ def folder_of(path: str | Path) -> Path:
     return path.parent if path.is_file() else path
 
 
-def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a safetensors file in one step."""
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors to a safetensors file in one step; ``metadata`` goes into its header."""
     ready: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
@@ -57,7 +57,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
             tensor = tensor.clone()
         storages.add(tensor.untyped_storage().data_ptr())
         ready[name] = tensor
-    replace_file(file, lambda temporary: save_file(ready, str(temporary)))
+    replace_file(file, lambda temporary: save_file(ready, str(temporary), metadata=dict(metadata or {}) or None))
 
 
 def as_json(value: Any) -> Any:
@@ -129,6 +129,17 @@ def read_tensors(file: Path, device: torch.device | str = "cpu") -> dict[str, Te
         return load_file(str(file), device=str(device))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} is missing, truncated or no safetensors file ({first_line(error)}).") from None
+
+
+def read_tensors_of(file: Path, identity: str) -> dict[str, Tensor] | None:
+    """Read a safetensors file whose header has this ``identity``; None where it is of another one, or damaged."""
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            if (opened.metadata() or {}).get("identity") != identity:
+                return None
+            return {name: opened.get_tensor(name) for name in opened.keys()}
+    except (OSError, SafetensorError):
+        return None
 
 
 def read_weights(folder: str | Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:

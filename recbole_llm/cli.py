@@ -22,9 +22,9 @@ recbole-llm: LLM-based sequential recommenders in RecBole
       train and compare models; --help lists models, datasets and backbones, --help --model=LLMSTAR its keys
   recbole-llm table FILE ... [--against=SASRec]
       print one table, with tests, of runs that were made apart, from their results_file and per_user_file
-  recbole-llm recommend --checkpoint=saved/... (--user=196 | --history='[Toy Story, GoldenEye]') [--topk=10]
-      print the top items of a trained model, by title; where its files have moved, name them by --data_path,
-      --teacher_checkpoint, --pretrained and --backbone
+  recbole-llm recommend --checkpoint=saved/... (--user=196 | --users=FILE | --history='[Toy Story, GoldenEye]') [--topk=10]
+      print the top items of a trained model (--format=text|json) or write them (--output=out.parquet|csv|json); where its
+      files have moved, name them by --data_path, --teacher_checkpoint, --pretrained and --backbone
   recbole-llm prepare amazon-cds [--raw-dir=FOLDER]
       make a dataset of a public source, or of your own tables; --help lists them
   recbole-llm analyze NAME --dataset=ml-100k [--model=SASRec,LLMSTAR] [--key=value ...]
@@ -160,42 +160,53 @@ def table(argv: Sequence[str]) -> int:
 
 
 def recommend(argv: Sequence[str]) -> int:
-    """``recbole-llm recommend``: print the top items for a user or a history."""
+    """``recbole-llm recommend``: the top items for users or a history, on the screen or in a file."""
     from recbole_llm.config.command_line import parse_command_line
-    from recbole_llm.recommend import GIVEN
 
     settings = parse_command_line(argv)
-    _refuse_unknown(settings, {"checkpoint", "user", "history", "topk", "exclude_history", "help", *GIVEN})
-    if settings.get("help") or "checkpoint" not in settings:
-        if settings.get("help"):
-            print(USAGE, end="")
-            return 0
+    moved = {"data_path", "teacher_checkpoint", "pretrained", "backbone"}
+    moved |= {"endpoint_url", "endpoint_model", "endpoint_key_variable"}
+    known = {"checkpoint", "user", "users", "history", "candidates", "topk", "exclude_history", "format", "output", "help"}
+    _refuse_unknown(settings, known | moved)
+    if settings.get("help"):
+        print(USAGE, end="")
+        return 0
+    if "checkpoint" not in settings:
         raise UserError("name a trained model: --checkpoint=saved/<folder>.")
-    topk = settings.get("topk", 10)
-    if not isinstance(topk, int) or isinstance(topk, bool):
-        raise UserError(f"--topk is {topk!r}: give a whole number above 0.")
-    history = settings.get("history")
-    if isinstance(history, str):
-        history = [history]
-    user = settings.get("user")
+    layout, output = settings.get("format", "text"), settings.get("output")
+    if layout not in ("text", "json"):
+        raise UserError(f"--format is {layout!r}: give text or json.")
+    questions = [name for name in ("user", "users", "history") if settings.get(name) is not None]
+    if len(questions) != 1:
+        raise UserError("give either --user=<id>, --users=<file with an id a line> or --history='[title, title]'.")
 
-    from recbole_llm.recommend import recommend as best_items
+    from recbole_llm import answers
 
-    titles, found = best_items(
-        str(settings["checkpoint"]),
-        None if user is None else str(user),
-        history,
-        topk,
-        bool(settings.get("exclude_history", True)),
-        {name: settings[name] for name in GIVEN if name in settings},
+    if output is not None:
+        answers.check_output(str(output))
+    users = answers.read_users(str(settings["users"])) if "users" in questions else None
+    user, history, candidates = (settings.get(name) for name in ("user", "history", "candidates"))
+
+    from recbole_llm.recommend import load
+
+    model = load(str(settings["checkpoint"]), **{name: settings[name] for name in moved if name in settings})
+    asked = users if users is not None else None if user is None else [str(user)]
+    found = model.recommend(
+        users=asked,
+        histories=None if history is None else [[history] if isinstance(history, str) else [str(title) for title in history]],
+        topk=settings.get("topk", 10),
+        filter="history" if settings.get("exclude_history", True) else None,
+        candidates=[candidates] if isinstance(candidates, str) else candidates,
     )
-    shown = titles[-10:]
-    print(f"History ({len(titles)} items" + (", the last 10:" if len(titles) > len(shown) else ":"))
-    for title in shown:
-        print(f"      {printable(title)}")
-    print("Recommended:")
-    for rank, (item, title, score) in enumerate(found, start=1):
-        print(f"  {rank:>3} {printable(title)}  (item {printable(item)}, score {score:.4f})")
+    if output is not None:
+        answers.write(str(output), asked, found)
+        print(printable(f"{len(found)} lists of recommendations are in {output}", None))
+    elif layout == "json":
+        print(answers.as_json(asked, found))
+    else:
+        for number, best in enumerate(found):
+            titles = model.history_of(asked[number]) if asked is not None else [str(title) for title in history or ()]
+            print(answers.as_text(titles, best))
     return 0
 
 

@@ -259,9 +259,9 @@ def _load_data_and_model(stock: FunctionType) -> Callable:
         path = Path(model_file)
         folder = path.parent if path.suffix == ".safetensors" else path
         if (folder / "recbole_llm.json").is_file():
-            from recbole_llm.recommend import load
+            from recbole_llm.loading import load_data_and_model
 
-            return load(model_file)
+            return load_data_and_model(model_file)
         if path.is_dir() or path.suffix == ".safetensors":
             raise UserError(f"{folder} holds no recbole_llm.json: it is not a checkpoint of this library.")
         return stock(model_file)

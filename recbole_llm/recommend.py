@@ -1,274 +1,282 @@
-"""Load a trained LLM recommender from its folder and recommend items with it."""
+"""A trained model as an object that answers: which items come next, for users of its data set or for any histories.
+
+>>> model = recbole_llm.load("saved/LLMSTAR-ml-100k-seed2020-0a1b2c3d4e")  # doctest: +SKIP
+>>> model.recommend(histories=[["Toy Story (1995)", "GoldenEye (1995)"]], topk=3)  # doctest: +SKIP
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from recbole.config import Config
 from recbole.data.interaction import Interaction
-from recbole.utils import get_model, init_seed
+from torch import Tensor
 
 from recbole_llm import checkpoint, registry
-from recbole_llm.config.checks import UNPICKLED, fitted, stock_class
-from recbole_llm.config.schema import is_file_name, known_keys
-from recbole_llm.config.settings import make_config
-from recbole_llm.data.dataset import TextSequentialDataset
-from recbole_llm.data.loaders import dataloaders
-from recbole_llm.data.shared import SharedData
-from recbole_llm.errors import UserError, closest, first_line
-from recbole_llm.teacher import stock
-from recbole_llm.trainer.checkpoint import load_trained_weights
+from recbole_llm.errors import UserError, closest
+from recbole_llm.evaluation.stock_scores import stock_scores
+from recbole_llm.loading import load_data_and_model
+from recbole_llm.recommender.retrieval import RetrievalForm
 
-# Settings that a record does not decide: what is read and written where, on which machine, by whom, and what is trusted.
-_NOT_FROM_A_RECORD = frozenset(
-    "model dataset data_path checkpoint_dir results_file per_user_file resume teacher_checkpoint pretrained pretrain_datasets "
-    "pretrain_settings head trust_files endpoint_answers save_dataset dataset_save_path save_dataloaders dataloaders_save_path "
-    "benchmark_filename additional_feat_suffix log_wandb wandb_project config_file config_files config_file_list nproc "
-    "world_size ip port offset group_offset local_rank single_spec device gpu_id worker state show_progress verbose "
-    "MODEL_TYPE MODEL_INPUT_TYPE eval_type".split()
-)
-_ENDPOINT = ("endpoint_url", "endpoint_model", "endpoint_key_variable")
+ITEM_VECTORS = "item_vectors.safetensors"  # in the checkpoint's folder: what is ranked, encoded once
+_ROWS = 256  # histories that are scored at a time
 
-# What the caller may say in place of the record.
-GIVEN = ("data_path", "teacher_checkpoint", "pretrained", "backbone", *_ENDPOINT)
+Filter = Callable[[str, str], bool]
 
 
-def load(
-    model_file: str | Path, given: Mapping[str, Any] | None = None
-) -> tuple[Config, Any, TextSequentialDataset, Any, Any, Any]:
-    """Load a trained LLM recommender with its data; the same six things as RecBole's ``load_data_and_model``.
+class Recommendation(NamedTuple):
+    """One recommended item.
 
-    The record in the folder may come from somebody else and is not trusted. It may name a registered LLM recommender, a dataset
-    by its plain name, and values for settings that this model has, which are checked by type and never evaluated. Nothing is
-    trained or written on its word, and what it says of files holds for reading alone:
+    Attributes:
+        item: its id in the data set.
+        title: its text.
+        score: what it is ranked by; to be compared within one list only.
+    """
 
-    - the dataset is read from ``data_path/<dataset>``, the record's ``data_path`` where such a dataset lies there, else the
-      default one;
-    - the teacher, and the LLM that was pre-trained for ST2SI, are read from the folder of the recorded name beside the
-      checkpoint, else from the recorded folder: checkpoints of this library, in safetensors;
-    - the LLM is the recorded ``backbone``: safetensors or GGUF, without code;
-    - an endpoint is asked only where the caller names it.
+    item: str
+    title: str
+    score: float
+
+
+def load(folder: str | Path, **given: Any) -> TrainedRecommender:
+    """Load a trained model: an LLM recommender, or a model of RecBole, from the folder where its run keeps it.
+
+    The folder may come from somebody else: its record is checked, and nothing is trained, unpickled or evaluated
+    (:func:`recbole_llm.loading.load_data_and_model`).
 
     Args:
-        model_file: a checkpoint folder of this library, or the weights file in it.
-        given: settings in place of the record's, of :data:`GIVEN`.
+        folder: such as ``saved/LLMSTAR-ml-100k-seed2020-0a1b2c3d4e``.
+        given: where things are that have moved since, of ``data_path``, ``teacher_checkpoint``, ``pretrained``, ``backbone``.
 
     Raises:
-        UserError: no checkpoint, a truncated or foreign one, a record that asks for more than the above, data that is no longer
-            the same, or a teacher that is missing.
+        UserError: no checkpoint, a damaged one, or other data than it was trained on.
     """
-    folder = checkpoint.folder_of(model_file)
-    record = _checked_record(folder)
-    given = dict(given or {})
-    model_name, dataset = record["model"], record["dataset"]
-    settings = _recorded_settings(record["settings"], model_name, folder)
-    for name in _ENDPOINT:
-        if settings.pop(name, None) is not None and name not in given:
-            raise UserError(f"{folder} was made with {name}, which is not taken from a record: give {name} yourself.")
-    settings["teacher_settings"] = _teacher_settings(record["settings"], model_name, folder)
-    settings["data_path"] = record["settings"].get("data_path")
-    if not _holds_dataset(settings["data_path"], dataset):
-        del settings["data_path"]
-    settings["checkpoint_dir"] = str(folder.parent)  # where a teacher of the same identity is looked for
-    for key, kept in (("teacher_checkpoint", record["teacher"]), ("pretrained", record["foundation"])):
-        if kept is not None and key not in given:
-            settings[key] = str(_recorded_folder(kept["folder"], folder, key))
-    settings = {key: value for key, value in settings.items() if key in known_keys(model_name)}
-    try:
-        config = make_config(model_name, dataset, config_dict=settings, command_line=given)
-    except UserError:
-        raise
-    except Exception as error:  # RecBole's own, of whatever kind, for values that it does not check
-        raise UserError(f"the settings in {folder / checkpoint.RECORD} cannot be used ({first_line(error)}).") from error
-    data = SharedData()
-    splits, train = data.splits(config), data.train(config)
-    checkpoint.check(record, folder, fingerprint=splits["train"].text_fingerprint)  # before any weight is read
-    init_seed(config["seed"], config["reproducibility"])
-    with stock.without_training():
-        model = get_model(model_name)(config, train).to(config["device"])
-    load_trained_weights(model, folder, model_name)
-    model.eval()
-    return config, model, splits["train"], *dataloaders(config, train, splits)
+    return TrainedRecommender(folder, given)
 
 
-def _checked_record(folder: Path) -> dict[str, Any]:
-    """The record of an LLM recommender's checkpoint, its parts of the types that they must have.
-
-    Raises:
-        UserError: it is of something else, or damaged.
-    """
-    record = checkpoint.read_record(folder)
-    if record.get("kind") in ("stock", "foundation"):
-        what = f"a stock {record['model']}" if record["kind"] == "stock" else "a pre-trained LLM"
-        raise UserError(f"{folder} holds {what}, not an LLM recommender: give the folder of one.")
-    if record.get("kind") != "llm" or not registry.is_ours(record["model"]):
-        raise UserError(
-            f"{folder / checkpoint.RECORD} names the model {record['model']!r}, which is no LLM recommender that is installed "
-            f"here: give the folder of one, or install the package that the model is of."
-        )
-    if not is_file_name(record.get("dataset")):
-        raise UserError(f"{folder / checkpoint.RECORD} names the dataset {record.get('dataset')!r}: a plain name is needed.")
-    record.setdefault("foundation", None)
-    for key, needed in (("teacher", "vectors"), ("foundation", "sha256")):
-        part = record.get(key, "")
-        is_whole = isinstance(part, dict) and all(isinstance(part.get(name), str) for name in ("folder", needed))
-        if part is not None and not is_whole:
-            raise UserError(f"{folder / checkpoint.RECORD} is damaged: its {key} is {part!r}.")
-    if not isinstance(record.get("settings"), dict) or not isinstance(record.get("fingerprint"), str):
-        raise UserError(f"{folder / checkpoint.RECORD} is damaged: it lacks settings or fingerprint.")
-    return record
-
-
-def _recorded_settings(settings: Mapping[str, Any], model: str, folder: Path) -> dict[str, Any]:
-    """The settings in a record that may be taken from it, each in its key's type.
-
-    Raises:
-        UserError: a key that ``model`` has not, one whose file would be unpickled, or a value of another type.
-    """
-    where = str(folder / checkpoint.RECORD)
-    known = known_keys(model, stock_class(model))
-    taken = {}
-    for name, value in settings.items():
-        if name in UNPICKLED and value:
-            raise UserError(f"{where} names a file in {name}, which would be unpickled: a record may not.")
-        if name in _NOT_FROM_A_RECORD:
-            continue
-        if name not in known:
-            raise UserError(f"{where} has the setting {name!r}, which {model} does not know.")
-        taken[name] = fitted(known[name], value, where)
-    return taken
-
-
-def _teacher_settings(settings: Mapping[str, Any], model: str, folder: Path) -> dict[str, Any] | None:
-    """As :func:`_recorded_settings`, of the teacher."""
-    recorded = settings.get("teacher_settings")
-    if recorded is None:
-        return None
-    where, key = str(folder / checkpoint.RECORD), known_keys(model).get("teacher")
-    teacher = settings.get("teacher", key and key.default)
-    if not isinstance(recorded, dict) or stock_class(teacher) is None:
-        raise UserError(f"{where}: its teacher {teacher!r} and teacher_settings are none of a RecBole model.")
-    return _recorded_settings(recorded, teacher, folder)
-
-
-def _holds_dataset(data_path: Any, dataset: str) -> bool:
-    return isinstance(data_path, str) and (Path(data_path) / dataset / f"{dataset}.inter").is_file()
-
-
-def _recorded_folder(place: str, folder: Path, key: str) -> Path:
-    """The checkpoint that a record names: beside its own folder, else where the record says.
-
-    Raises:
-        UserError: there is none.
-    """
-    for candidate in (folder.parent / Path(place).name, Path(place)):
-        if checkpoint.exists(candidate):
-            return candidate
-    raise UserError(
-        f"{folder} belongs with the checkpoint {place}, which is not there: give its folder as {key}, or put it beside "
-        f"{folder}."
-    )
-
-
-def recommend(
-    model_file: str | Path,
-    user: str | None = None,
-    history: Sequence[str] | None = None,
-    topk: int = 10,
-    exclude_history: bool = True,
-    given: Mapping[str, Any] | None = None,
-) -> tuple[list[str], list[tuple[str, str, float]]]:
-    """Recommend items to a user of the dataset, or for a history given by titles.
+class TrainedRecommender:
+    """A trained model with its data; made by :func:`load`.
 
     Args:
-        model_file: a checkpoint folder.
-        user: the user's id in the dataset; their whole history is read, the test item included.
-        history: titles, oldest first.
-        topk: how many items.
-        exclude_history: leave out items of the history.
-        given: settings in place of those in the checkpoint's record, see :func:`load`.
+        folder: of its checkpoint.
+        given: see :func:`load`.
 
-    Returns:
-        the history's titles, and (item id, title, score) of the best items, best first.
-
-    Raises:
-        UserError: unknown user or title, or neither or both of them given.
+    Attributes:
+        config: its RecBole configuration.
+        model: the model itself, in evaluation mode.
+        dataset: the training split, with ``item_texts`` and ``splits``.
     """
-    if (user is None) == (history is None):
-        raise UserError("Give either --user=<id> or --history='[title, title]'.")
-    if topk < 1:
-        raise UserError(f"topk is {topk}: give a whole number above 0.")
-    config, model, dataset, *_ = load(model_file, given)
-    splits = dataset.splits
-    items = _items_of_user(splits["test"], user) if user is not None else _items_of_titles(dataset, history or ())
-    length = config["MAX_ITEM_LIST_LENGTH"]
-    latest = items[-length:]
-    row = np.zeros((1, length), dtype=np.int64)
-    row[0, : len(latest)] = latest
-    interaction = Interaction(
-        {
-            model.USER_ID: torch.zeros(1, dtype=torch.long),
-            model.ITEM_SEQ: torch.from_numpy(row),
-            model.ITEM_SEQ_LEN: torch.tensor([len(latest)]),
+
+    def __init__(self, folder: str | Path, given: Mapping[str, Any] | None = None) -> None:
+        self.folder = checkpoint.folder_of(folder)
+        self.config, self.model, self.dataset, *_ = load_data_and_model(self.folder, given)
+        self.model.eval()
+        self._test = self.dataset.splits["test"]
+        self._score = self.model.score if registry.is_ours(self.config["model"]) else stock_scores(self.model)
+        self._tokens = self.dataset.field2id_token[self.dataset.iid_field]
+        self._items_by_title: dict[str, int] | None = None
+        self._is_ready = False
+
+    def __repr__(self) -> str:
+        return f"TrainedRecommender({self.config['model']} on {self.config['dataset']}, {self.folder})"
+
+    def recommend(
+        self,
+        users: Sequence[str] | str | None = None,
+        histories: Sequence[Sequence[str]] | Sequence[str] | None = None,
+        topk: int = 10,
+        filter: str | Filter | None = "history",
+        candidates: Sequence[str] | None = None,
+    ) -> list[list[Recommendation]]:
+        """Return the best items for each user or each history, best first.
+
+        Args:
+            users: ids of users of the data set; the whole history of each is read, the test item included.
+            histories: sequences of item titles or item ids, oldest first; a title counts before an id. One sequence of texts is
+                one history. Their items have no dates: all happened when the data ends.
+            topk: the most items of each list.
+            filter: ``"history"`` leaves out items of the history; None leaves out nothing; a function (item id, title) -> bool
+                says of each item whether it may be recommended.
+            candidates: titles or ids of the items to choose from; None: all items. A model that generates titles must be
+                given some: they stand in its prompt.
+
+        Raises:
+            UserError: an unknown user, title or id; both or neither of users and histories; a model that cannot do this.
+        """
+        if (users is None) == (histories is None):
+            raise UserError("recommend: give either users or histories.")
+        if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1:
+            raise UserError(f"topk is {topk!r}: give a whole number above 0.")
+        if not (filter is None or filter == "history" or callable(filter)):
+            raise UserError(f"filter: {filter!r} is none of 'history', None and a function of an item's id and title.")
+        if users is not None:
+            rows = [self._row_of_user(str(user)) for user in ([users] if isinstance(users, str) else users)]
+            sequences = [self._sequence_of_row(row) for row in rows]
+            user_ids = self._test.inter_feat[self._test.uid_field][rows] if rows else torch.zeros(0, dtype=torch.long)
+        else:
+            assert histories is not None
+            self._check_needs_no_user()
+            given = [histories] if histories and all(isinstance(entry, str) for entry in histories) else histories
+            sequences = [self._sequence_of_titles(history) for history in given]  # type: ignore[arg-type]
+            user_ids = torch.zeros(len(sequences), dtype=torch.long)
+        allowed = self._allowed(filter)
+        chosen = None if candidates is None else self._items_of(candidates, "candidates")
+        found = []
+        for start in range(0, len(sequences), _ROWS):
+            part = slice(start, start + _ROWS)
+            scores = self._scores_of(sequences[part], user_ids[part], chosen)
+            for (items, _), row in zip(sequences[part], scores, strict=True):
+                if filter == "history":
+                    row[torch.from_numpy(np.unique(items))] = float("-inf")
+                found.append(self._best(row.masked_fill(~allowed, float("-inf")), topk))
+        return found
+
+    def history_of(self, user: str) -> list[str]:
+        """The titles of a user's whole history, oldest first."""
+        return [self.dataset.item_texts[item] for item in self._sequence_of_row(self._row_of_user(str(user)))[0]]
+
+    # Scores
+
+    def _scores_of(
+        self, sequences: Sequence[tuple[np.ndarray, Tensor]], users: Tensor, candidates: np.ndarray | None
+    ) -> Tensor:
+        """Scores of the whole catalog ``[B, n_items]``; -inf for what is no candidate."""
+        self._prepare()
+        interaction = self._interaction(sequences, users).to(self.config["device"])
+        if candidates is None:
+            return self._score(interaction, None).cpu()
+        wanted = torch.from_numpy(candidates).expand(len(sequences), -1)
+        scores = self._score(interaction, wanted.to(self.config["device"])).cpu()
+        return torch.full((len(sequences), self.model.n_items), float("-inf")).scatter(1, wanted, scores.float())
+
+    def _interaction(self, sequences: Sequence[tuple[np.ndarray, Tensor]], users: Tensor) -> Interaction:
+        length = self.config["MAX_ITEM_LIST_LENGTH"]
+        items = torch.zeros((len(sequences), length), dtype=torch.long)
+        times = torch.zeros((len(sequences), length), dtype=torch.float64)
+        lengths = torch.zeros(len(sequences), dtype=torch.long)
+        for row, (history, dates) in enumerate(sequences):
+            latest = history[-length:]
+            items[row, : len(latest)] = torch.from_numpy(latest)
+            times[row, : len(latest)] = dates[-length:]
+            lengths[row] = len(latest)
+        test = self._test
+        suffix = test.config["LIST_SUFFIX"]
+        fields = {
+            test.uid_field: users,
+            test.iid_field + suffix: items,
+            test.item_list_length_field: lengths,
+            test.time_field + suffix: times,
         }
-    )
-    if user is not None:
-        times = _with_target(splits["test"], user, dataset.time_field)[-length:]
-    else:  # titles come without dates: the history ends where the data ends
-        times = splits["test"].inter_feat[dataset.time_field].max().expand(len(latest))
-    times = torch.nn.functional.pad(times, (0, length - len(times)))[None]
-    interaction.update(Interaction({model.time_list_field: times}))
-    scores = model.score(interaction.to(config["device"]), None)[0].cpu()
-    if exclude_history:
-        scores[torch.from_numpy(np.unique(items))] = float("-inf")
-    best = scores.topk(min(topk, int(torch.isfinite(scores).sum())))
-    tokens = dataset.field2id_token[dataset.iid_field]
-    found = [
-        (str(tokens[item]), dataset.item_texts[item], float(score))
-        for score, item in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
-    return [dataset.item_texts[item] for item in items], found
+        return Interaction(fields)
+
+    def _best(self, scores: Tensor, topk: int) -> list[Recommendation]:
+        best = scores.topk(min(topk, int(torch.isfinite(scores).sum())))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [Recommendation(str(self._tokens[item]), self.dataset.item_texts[item], score) for item, score in pairs]
+
+    def _allowed(self, filter: str | Filter | None) -> Tensor:
+        allowed = torch.ones(self.model.n_items, dtype=torch.bool)
+        allowed[0] = False
+        if callable(filter):
+            texts = self.dataset.item_texts
+            allowed[1:] = torch.tensor([bool(filter(str(self._tokens[n]), texts[n])) for n in range(1, len(texts))])
+        return allowed
+
+    # What is ranked, kept with the checkpoint
+
+    def _prepare(self) -> None:
+        """Read the items' vectors that an earlier process encoded with these very weights, or encode and keep them."""
+        form = getattr(self.model, "form", None)
+        if self._is_ready or not isinstance(form, RetrievalForm):
+            self._is_ready = True
+            return
+        file, identity = self.folder / ITEM_VECTORS, self._identity_of_vectors()
+        stored = checkpoint.read_tensors_of(file, identity) if file.is_file() else None
+        shape = (self.model.n_items, form.settings.representation_size)
+        if stored is not None and stored.keys() == {"items"} and tuple(stored["items"].shape) == shape:
+            form.item_table.fill(stored["items"].to(self.config["device"]))
+        else:
+            getLogger().info(f"{self.config['model']}: encoding {self.model.n_items - 1:,} items once; {file} will keep them")
+            with torch.no_grad():
+                table = form.item_table.whole()
+            try:
+                checkpoint.write_tensors(file, {"items": table}, {"identity": identity})
+            except OSError as error:
+                getLogger().warning(f"{file} cannot be written ({error.strerror}): the next process encodes the items again")
+        self._is_ready = True
+
+    def _identity_of_vectors(self) -> str:
+        """Digest of everything that decides the items' vectors: weights, settings, LLM and texts."""
+        with open(self.folder / checkpoint.WEIGHTS, "rb") as weights:
+            digest = hashlib.file_digest(weights, "sha256")
+        llms = {name: backbone.identity for name, backbone in self.model.backbones.items()}
+        recorded = checkpoint.read_record(self.folder).get("settings")
+        digest.update(json.dumps([self.model.fingerprint, llms, recorded], default=str, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    # Histories
+
+    def _row_of_user(self, user: str) -> int:
+        test, name = self._test, self.config["dataset"]
+        known = test.field2token_id[test.uid_field]
+        if user not in known or known[user] == 0:
+            near = closest(user, list(known)[1:])
+            raise UserError(f"user: {name} has no user {user!r}" + (f"; the nearest is {near!r}." if near else "."))
+        rows = np.flatnonzero(test.inter_feat[test.uid_field].numpy() == known[user])
+        if len(rows) == 0:
+            raise UserError(f"user: {user!r} has too short a history in {name} to recommend from.")
+        return int(rows[-1])
+
+    def _sequence_of_row(self, row: int) -> tuple[np.ndarray, Tensor]:
+        """The items and times of a test row's history, with its target behind them."""
+        test, suffix = self._test, self._test.config["LIST_SUFFIX"]
+        length = int(test.inter_feat[test.item_list_length_field][row])
+        items, times = (
+            torch.cat([test.inter_feat[field + suffix][row, :length], test.inter_feat[field][row : row + 1]])
+            for field in (test.iid_field, test.time_field)
+        )
+        return items.numpy(), times
+
+    def _sequence_of_titles(self, history: Sequence[str]) -> tuple[np.ndarray, Tensor]:
+        if not history:
+            raise UserError("history: give at least one title.")
+        items = self._items_of(history, "history")
+        return items, self._test.inter_feat[self._test.time_field].max().expand(len(items))
+
+    def _items_of(self, names: Sequence[str], key: str) -> np.ndarray:
+        """Internal ids of items given by title or id.
+
+        Raises:
+            UserError: naming the nearest title.
+        """
+        if self._items_by_title is None:
+            self._items_by_title = {}
+            for number, text in enumerate(self.dataset.item_texts[1:], start=1):
+                self._items_by_title.setdefault(_folded(text), number)
+        by_id = self.dataset.field2token_id[self.dataset.iid_field]
+        items = []
+        for name in names:
+            item = self._items_by_title.get(_folded(name)) or by_id.get(str(name))
+            if not item:
+                near = closest(str(name), self.dataset.item_texts[1:])
+                hint = f"; the nearest is {near!r}." if near else "."
+                raise UserError(f"{key}: {self.config['dataset']} has no item with the title or id {name!r}{hint}")
+            items.append(item)
+        return np.array(items, dtype=np.int64)
+
+    def _check_needs_no_user(self) -> None:
+        name = self.config["model"]
+        if not hasattr(self.model, "ITEM_SEQ"):
+            raise UserError(f"{name} knows users and no histories: name users of {self.config['dataset']}.")
+        if hasattr(self.model, "user_embedding"):
+            getLogger().warning("%s learned a vector of each user; a history without a user is scored with that of none", name)
 
 
-def _row_of_user(test: TextSequentialDataset, user: str) -> int:
-    known = test.field2token_id[test.uid_field]
-    if str(user) not in known or known[str(user)] == 0:
-        near = closest(str(user), list(known)[1:])
-        raise UserError(f"user: {test.dataset_name} has no user {user!r}" + (f"; the nearest is {near!r}." if near else "."))
-    rows = np.flatnonzero(test.inter_feat[test.uid_field].numpy() == known[str(user)])
-    if len(rows) == 0:
-        raise UserError(f"user: {user!r} has too short a history in {test.dataset_name} to recommend from.")
-    return int(rows[-1])
-
-
-def _with_target(test: TextSequentialDataset, user: str, field: str) -> torch.Tensor:
-    """A user's history in the test row with the test item behind it."""
-    row = _row_of_user(test, user)
-    length = int(test.inter_feat[test.item_list_length_field][row])
-    history = test.inter_feat[field + test.config["LIST_SUFFIX"]][row, :length]
-    return torch.cat([history, test.inter_feat[field][row : row + 1]])
-
-
-def _items_of_user(test: TextSequentialDataset, user: str) -> np.ndarray:
-    return _with_target(test, user, test.iid_field).numpy()
-
-
-def _items_of_titles(dataset: TextSequentialDataset, titles: Sequence[str]) -> np.ndarray:
-    if not titles:
-        raise UserError("history: give at least one title.")
-    by_title: dict[str, int] = {}
-    for number, text in enumerate(dataset.item_texts[1:], start=1):
-        by_title.setdefault(text.strip().casefold(), number)
-    items = []
-    for title in titles:
-        item = by_title.get(str(title).strip().casefold())
-        if item is None:
-            near = closest(str(title), [text for text in dataset.item_texts[1:]])
-            hint = f"; the nearest is {near!r}." if near else "."
-            raise UserError(f"history: {dataset.dataset_name} has no item titled {title!r}{hint}")
-        items.append(item)
-    return np.array(items, dtype=np.int64)
+def _folded(text: object) -> str:
+    return str(text).strip().casefold()

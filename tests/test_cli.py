@@ -12,6 +12,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import polars
 import pytest
 import torch
 import yaml
@@ -380,17 +381,25 @@ def test_out_of_memory_says_which_key_to_lower(chain_data, monkeypatch, capsys, 
 # Recommending
 
 
-def test_recommend_for_a_user_and_for_titles(trained, capsys):
-    assert cli.main(["recommend", f"--checkpoint={trained['LLMSRec']}", "--user=u1", "--topk=3"]) == 0
+def test_recommend_for_a_user_and_for_titles(trained, tmp_path, capsys):
+    checkpoint = f"--checkpoint={trained['LLMSRec']}"
+    assert cli.main(["recommend", checkpoint, "--user=u1", "--topk=3"]) == 0
     out = capsys.readouterr().out
-    titles, best = recommend.recommend(trained["LLMSRec"], user="u1", topk=3)
-    assert [len(best), len(re.findall(r"^ +\d+ ", out, re.M))] == [3, 3] and best[0][1] in out
-    assert not {title for _, title, _ in best} & set(titles), "what the user has is left out"
-    scores = [score for *_, score in best]
-    assert scores == sorted(scores, reverse=True)
-    again, _ = recommend.recommend(trained["LLMSRec"], history=titles[-3:], topk=3)
-    assert again == titles[-3:]
-    assert cli.main(["recommend", f"--checkpoint={trained['LLMSRec']}", f"--history=[{', '.join(titles[-3:])}]"]) == 0
+    model = recommend.load(trained["LLMSRec"])
+    titles, (best,) = model.history_of("u1"), model.recommend(users="u1", topk=3)
+    assert [len(best), len(re.findall(r"^ +\d+ ", out, re.M))] == [3, 3] and best[0].title in out
+    assert cli.main(["recommend", checkpoint, f"--history=[{', '.join(titles[-3:])}]", "--format=json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [record["rank"] for record in records] == list(range(1, 11)) and records[0]["query"] == 0
+
+    users = tmp_path / "users.txt"
+    users.write_text("u1\n\nu7\n")
+    for kind, read in (("parquet", polars.read_parquet), ("csv", polars.read_csv), ("json", polars.read_json)):
+        file = tmp_path / f"out.{kind}"
+        assert cli.main(["recommend", checkpoint, f"--users={users}", "--topk=3", f"--output={file}"]) == 0
+        table = read(file)
+        assert table["user"].to_list() == ["u1"] * 3 + ["u7"] * 3
+        assert table["title"][:3].to_list() == [item.title for item in best]
 
 
 def truncated(folder):
@@ -412,6 +421,10 @@ def foreign(folder):
         (nothing, ["--user=u1", "--topk=0"], "topk"),
         (nothing, ["--user=u1", "--topk=many"], "topk"),
         (nothing, ["--usr=u1"], "did you mean --user"),
+        (nothing, ["--user=u1", "--format=xml"], "format"),
+        (nothing, ["--user=u1", "--output=best.xls"], "must end in .parquet, .csv or .json"),
+        (nothing, ["--user=u1", "--output=/no/such/folder/best.csv"], "is no folder"),
+        (nothing, ["--users=no-such-file"], "no-such-file cannot be read"),
         (truncated, ["--user=u1"], "truncated"),
         (foreign, ["--user=u1"], "not a checkpoint"),
         (shutil.rmtree, ["--user=u1"], "does not exist"),
@@ -424,11 +437,6 @@ def test_recommend_mistakes(trained, tmp_path, capsys, damage, arguments, messag
     assert cli.main(["recommend", f"--checkpoint={folder}", *arguments]) == 2
     error = capsys.readouterr().err
     assert re.fullmatch(r"Error: [^\n]+\n", error) and re.search(message, error)
-
-
-def test_recommend_from_a_stock_model_is_refused(trained, capsys):
-    assert cli.main(["recommend", f"--checkpoint={trained['SASRec']}", "--user=u1"]) == 2
-    assert "SASRec" in capsys.readouterr().err
 
 
 def test_a_teacher_of_other_data_is_refused(trained, chain, capsys):

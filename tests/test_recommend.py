@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from recbole_llm import cli, recommend, registry
+from recbole_llm import cli, loading, recommend, registry
 from recbole_llm.config.schema import known_keys
 from recbole_llm.config.settings import make_config
 from recbole_llm.errors import UserError
@@ -55,6 +55,10 @@ def copied(trained, tmp_path):
     return folders
 
 
+def ids_of(found):
+    return [[item.item for item in best] for best in found]
+
+
 def edit(folder: Path, **changes) -> None:
     """Change a record; ``settings`` and ``teacher`` are merged into what is there, a value of None removes nothing."""
     file = folder / "recbole_llm.json"
@@ -80,10 +84,10 @@ def refusal(folder: Path, capsys, *arguments: str) -> str:
 
 
 def test_a_copy_is_loaded_with_the_teacher_beside_it(copied, trained, monkeypatch):
-    expected = recommend.recommend(trained["LLMSRec"], user="u1", topk=3)
+    expected = recommend.load(trained["LLMSRec"]).recommend(users="u1", topk=3)
     moved = [shutil.move(folder, f"{folder}.away") for folder in trained.values()]
     try:
-        assert recommend.recommend(copied["LLMSRec"], user="u1", topk=3) == expected
+        assert ids_of(recommend.load(copied["LLMSRec"]).recommend(users="u1", topk=3)) == ids_of(expected)
     finally:
         for folder in moved:
             shutil.move(folder, folder.removesuffix(".away"))
@@ -106,7 +110,7 @@ def test_nothing_is_written_where_a_model_is_loaded_from(copied, tmp_path):
         ({"model": "Nobody\x1b[2J"}, "Nobody.*no LLM recommender"),
         ({"model": ["LLMSRec"]}, "not a checkpoint"),
         ({"model": "LLMSTAR"}, "does not fit|has model|does not know"),
-        ({"kind": "stock"}, "holds a stock"),
+        ({"kind": "stock"}, "no sequential or general recommender"),
         ({"kind": "foundation"}, "pre-trained LLM"),
         ({"kind": {"llm": 1}}, "no LLM recommender"),
         ({"dataset": "../../chain"}, "plain name"),
@@ -137,6 +141,27 @@ def test_a_record_that_asks_for_more_is_refused_in_one_sentence(copied, canary, 
     assert not canary.exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "KD_DAGFM", "given": {"teacher": CODE}}, "no sequential or general recommender"),
+        ({"model": "FM"}, "no sequential or general recommender"),
+        ({"model": "Pop"}, "keeps no weights"),
+        ({"model": CODE}, "no sequential or general recommender"),
+        ({"model": "S3Rec", "given": {"pre_model_path": "weights.pth"}}, "pre_model_path, which would be unpickled"),
+        ({"given": {"hidden_size": CODE}}, "hidden_size must be"),
+        ({"given": {"no_such_key": 1}}, "no_such_key.*does not know"),
+        ({"given": None}, "train it again"),
+        ({"dataset": "../../chain"}, "plain name"),
+        ({"fingerprint": "0" * 64}, "other data"),
+    ],
+)
+def test_a_stock_record_that_asks_for_more_is_refused_in_one_sentence(copied, canary, capsys, changes, message):
+    code = json.dumps(CODE.format(canary=str(canary)))
+    edit(copied["SASRec"], **json.loads(json.dumps(changes).replace(json.dumps(CODE), code)))
+    assert re.search(message, refusal(copied["SASRec"], capsys)) and not canary.exists()
+
+
 def test_no_string_of_a_record_is_evaluated(chain_data, canary):
     """The same code for every setting: it stays a text or is refused, whether or not its type is checked first."""
     code, given = CODE.format(canary=str(canary)), {"data_path": str(chain_data), "use_gpu": False}
@@ -144,7 +169,7 @@ def test_no_string_of_a_record_is_evaluated(chain_data, canary):
     for name in known_keys("LLMSRec"):
         for values in ({name: code}, {"teacher_settings": {name: code}}):
             with contextlib.suppress(UserError):
-                recommend._recorded_settings(values, "LLMSRec", Path("folder"))
+                loading._recorded_settings(values, "LLMSRec", Path("folder"))
             # RecBole's own checks raise all sorts of errors for a text in the wrong place.
             with contextlib.suppress(Exception):
                 as_text += make_config("LLMSRec", "chain", config_dict={**given, **values})[name] == code
@@ -166,7 +191,7 @@ def test_no_file_that_a_record_names_is_unpickled(copied, canary, pickled, capsy
 
 def test_files_and_folders_of_a_record_are_not_used(copied, tmp_path, canary):
     """All that would be read or written elsewhere is dropped, for the teacher as well."""
-    expected = recommend.recommend(copied["LLMSRec"], user="u1", topk=3)
+    expected = recommend.load(copied["LLMSRec"]).recommend(users="u1", topk=3)
     elsewhere = tmp_path / "elsewhere"
     paths = {
         name: str(elsewhere / name)
@@ -179,10 +204,11 @@ def test_files_and_folders_of_a_record_are_not_used(copied, tmp_path, canary):
     more = {**paths, **machine, "save_dataloaders": True, "log_wandb": True, "trust_files": True, "worker": 7}
     kept = json.loads((copied["LLMSRec"] / "recbole_llm.json").read_text())["settings"]["teacher_settings"]
     edit(copied["LLMSRec"], settings={**more, "teacher_settings": {**kept, **more}})
-    config, *_ = recommend.load(copied["LLMSRec"])
+    config = recommend.load(copied["LLMSRec"]).config
     assert not config["trust_files"] and config["world_size"] is None and config["worker"] == 0
     assert config["checkpoint_dir"] == str(copied["LLMSRec"].parent)
-    assert not elsewhere.exists() and recommend.recommend(copied["LLMSRec"], user="u1", topk=3) == expected
+    again = recommend.load(copied["LLMSRec"]).recommend(users="u1", topk=3)
+    assert not elsewhere.exists() and ids_of(again) == ids_of(expected)
 
 
 # --- data ---------------------------------------------------------------------------------------------------------------
@@ -237,9 +263,10 @@ def test_a_teacher_with_an_odd_record_is_refused(copied, capsys, changes, messag
 
 
 def test_settings_in_a_teachers_record_are_not_used(copied, canary):
-    expected = recommend.recommend(copied["LLMSRec"], user="u1", topk=3)
+    expected = recommend.load(copied["LLMSRec"]).recommend(users="u1", topk=3)
     edit(copied["SASRec"], settings={"hidden_size": CODE.format(canary=str(canary)), "pre_model_path": str(canary)})
-    assert recommend.recommend(copied["LLMSRec"], user="u1", topk=3) == expected and not canary.exists()
+    again = recommend.load(copied["LLMSRec"]).recommend(users="u1", topk=3)
+    assert ids_of(again) == ids_of(expected) and not canary.exists()
 
 
 def test_weights_that_are_pickles_are_not_read(copied, canary, capsys):
@@ -293,7 +320,7 @@ def test_models_of_other_packages_are_loaded_by_their_record(copied, monkeypatch
     """A registered model is one, whoever wrote it; without its package it is a sentence."""
     monkeypatch.setitem(registry.MODELS, "Outside", registry.MODELS["LLMSRec"])
     edit(copied["LLMSRec"], model="Outside")
-    config, *_ = recommend.load(copied["LLMSRec"])
+    config = recommend.load(copied["LLMSRec"]).config
     assert config["model"] == "Outside"
     monkeypatch.delitem(registry.MODELS, "Outside")
     assert "Outside" in refusal(copied["LLMSRec"], capsys)

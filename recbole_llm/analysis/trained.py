@@ -16,8 +16,8 @@ from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.shared import SharedData
 from recbole_llm.evaluation.evaluate import ScoreRows
 from recbole_llm.evaluation.stock_scores import stock_scores
+from recbole_llm.loading import load_data_and_model
 from recbole_llm.quick_start import run_model
-from recbole_llm.recommend import load
 from recbole_llm.registry import is_ours
 from recbole_llm.teacher import stock
 
@@ -80,7 +80,7 @@ def obtain(name: str, config: Config, data: SharedData, models: Sequence[str] = 
         record = checkpoint.read_record(run.folder)
         return TrainedModel(name, config, splits, run.model, stock_scores(run.model), reads, run, record)
     folder = run_model(config, data, models)[0]["checkpoint"]  # a finished one is read
-    config, model, train, *_ = load(folder)
+    config, model, train, *_ = load_data_and_model(folder)
     reads = min(config["history_length"], config["MAX_ITEM_LIST_LENGTH"])
     record = checkpoint.read_record(folder)
     return TrainedModel(name, config, train.splits, model, model.score, reads, None, record)

@@ -37,6 +37,18 @@ class ItemTable:
     def _current_version(self) -> tuple[tuple[int, int], ...]:
         return tuple((parameter.data_ptr(), parameter._version) for parameter in self._parameters)
 
+    def whole(self) -> Tensor:
+        """Representations of the whole catalog, ``[items, d']``, without gradient; row 0, of the padding, is zero."""
+        if self._current_version() != self._version or not self._present[1:].all():
+            self.rows(np.arange(1, self._items))
+        assert self._table is not None
+        return self._table
+
+    def fill(self, table: Tensor) -> None:
+        """Take over the whole table, as :meth:`whole` once returned it for the weights of now."""
+        self._version, self._table = self._current_version(), table
+        self._present[1:] = True
+
     @torch.no_grad()
     def rows(self, items: np.ndarray) -> Tensor:
         """Return the representations of ``items`` (int64, any shape), encoding those not yet in the table.

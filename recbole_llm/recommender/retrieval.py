@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
@@ -106,9 +105,9 @@ class RetrievalForm(Form):
         users = self.model.represent_distinct_users(interaction)
         if candidates is not None:
             return torch.einsum("bd,bcd->bc", users, self.item_table.rows(candidates.cpu().numpy()))
-        items = self.item_table.rows(np.arange(1, self.model.n_items))
-        padding = users.new_full((len(users), 1), float("-inf"))
-        return torch.cat([padding, users @ items.T], dim=1)
+        scores = users @ self.item_table.whole().T
+        scores[:, 0] = float("-inf")  # the padding item
+        return scores
 
     @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:

@@ -207,6 +207,7 @@ def _train_or_load(
         "kind": "stock",
         "model": name,
         "dataset": config["dataset"],
+        "given": config.external_config_dict,
         "fingerprint": fingerprint,
         "seed": config["seed"],
         "settings": settings,

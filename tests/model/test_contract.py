@@ -16,8 +16,9 @@ from recbole_llm.config.settings import make_config, settings_for
 from recbole_llm.data.loaders import dataloaders
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError
+from recbole_llm.loading import load_data_and_model
 from recbole_llm.prompt.batch import SLOT_TOKEN, PromptBatch
-from recbole_llm.recommend import load, recommend
+from recbole_llm.recommend import load
 from recbole_llm.recommender.base import Recommender
 from recbole_llm.registry import MODELS
 
@@ -248,7 +249,7 @@ def test_training_moves_only_what_is_trained(trained):
 
 def test_a_saved_model_is_loaded_bit_for_bit(case, trained):
     trainer, test, result, _ = trained
-    config, model, _, _, _, test_data = load(trainer.saved_model_file)
+    config, model, _, _, _, test_data = load_data_and_model(trainer.saved_model_file)
     for name, parameter in model.trained_parameters().items():
         assert torch.equal(parameter, trainer.model.trained_parameters()[name]), name
     rows = test._dataset.inter_feat[torch.arange(6)]
@@ -263,10 +264,11 @@ def test_it_recommends_or_says_what_would(case, trained):
     user = str(test._dataset.id2token("user_id", 3))
     if case.form in ("generation", "yes_no"):
         with pytest.raises(UserError, match="retrieval"):
-            recommend(trainer.saved_model_file, user=user)
+            load(trainer.saved_model_file).recommend(users=user)
         return
-    history, found = recommend(trainer.saved_model_file, user=user, topk=3)
-    titles, scores = [title for _, title, _ in found], [score for _, _, score in found]
+    loaded = load(trainer.saved_model_file)
+    history, (found,) = loaded.history_of(user), loaded.recommend(users=user, topk=3)
+    titles, scores = [item.title for item in found], [item.score for item in found]
     assert len(found) == 3 and not set(titles) & set(history)
     assert scores == sorted(scores, reverse=True) and np.isfinite(scores).all()
 

@@ -17,8 +17,8 @@ from recbole_llm.data.loaders import dataloaders
 from recbole_llm.data.prepare import generate_chain
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.evaluate import evaluate_ranking
+from recbole_llm.loading import load_data_and_model
 from recbole_llm.model.st2si import ST2SI
-from recbole_llm.recommend import load
 from recbole_llm.recommender.base import Recommender
 from recbole_llm.trainer.linear_head import HeadRecommender
 from recbole_llm.trainer.pretraining import PretrainingTrainer, Source, SourceModels, SourceRows, source_configs
@@ -423,7 +423,7 @@ def test_pretraining_then_tuning(two_datasets, tmp_path, tuning):
 
     # its own heads stand on it; the LLM of a loaded model is the foundation's
     target = next(folder for folder in Path("saved").glob("ST2SI-chain-*") if checkpoint.read_record(folder)["foundation"])
-    config, model, _, _, _, test = load(target)
+    config, model, _, _, _, test = load_data_and_model(target)
     weights = load_file(folder / "model.safetensors")
     named = dict(model.backbone.causal_lm.named_parameters())
     assert all(torch.equal(named[name], weight) for name, weight in weights.items() if name != "query")
