@@ -194,9 +194,6 @@ def recommend(argv: Sequence[str]) -> int:
 
 def prepare(argv: Sequence[str]) -> int:
     """``recbole-llm prepare``: make a dataset."""
-    from recbole_llm.data.prepare.needs import require_polars
-
-    require_polars()
     from recbole_llm.data.prepare.command import prepare as make
 
     make(argv)
