@@ -26,6 +26,8 @@ JSON_KEYS = (
     "eval_seconds",
 )  # fmt: skip
 
+_HEAD = "model\tseed\tuser\t"  # of a file of results by user
+
 
 def write_json(rows: Sequence[Row], file: str | Path) -> None:
     """Write the rows as a JSON list of objects with :data:`JSON_KEYS`, and ``error`` where a run failed.
@@ -44,7 +46,7 @@ def write_json(rows: Sequence[Row], file: str | Path) -> None:
         if row.get("error"):
             record["error"] = sentence(row["error"])
         records.append(_plain(record))
-    _write(file, json.dumps(records, indent=2, allow_nan=False, ensure_ascii=False) + "\n", "results_file")
+    write_text(file, json.dumps(records, indent=2, allow_nan=False, ensure_ascii=False) + "\n", "results_file")
 
 
 def write_per_user(rows: Sequence[Row], file: str | Path) -> None:
@@ -72,7 +74,7 @@ def write_per_user(rows: Sequence[Row], file: str | Path) -> None:
         users = range(len(ranks)) if row.get("user_ids") is None else row["user_ids"]
         for user, rank, *cells in zip(users, ranks.tolist(), *columns, strict=True):
             table.writerow([label_of(row), row["seed"], user, rank, *cells])
-    _write(file, text.getvalue(), "per_user_file")
+    write_text(file, text.getvalue(), "per_user_file")
 
 
 def read_rows(files: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -90,24 +92,52 @@ def read_rows(files: Iterable[str | Path]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     by_user: list[tuple[Path, dict[str, Any]]] = []
     for file in map(Path, files):
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{file} cannot be read ({getattr(error, 'strerror', None) or 'it is no text'}).") from None
-        if text.startswith("model\tseed\tuser\t"):
+        text = read_text(file)
+        if is_users_results(text):
             by_user += [(file, run) for run in _runs_by_user(file, text)]
         else:
             rows += _reported(file, text)
     for file, run in by_user:
-        owners = [row for row in rows if _belongs(run, row)]
-        if not owners:
-            raise UserError(
-                f"{file}: its results of {run['label']} (seed {run['seed']}) are of none of the runs at hand; give the "
-                f"results_file of that run too."
-            )
-        for row in owners:
-            row.update({key: run[key] for key in run.keys() & {"user_ids", "ranks", "labels", "values"}})
+        _add_users_results(rows, run, file)
     return rows
+
+
+def add_users_results(rows: list[dict[str, Any]], file: str | Path) -> None:
+    """Add the results by user in a file of :func:`write_per_user` to the rows that they are of.
+
+    Raises:
+        UserError: the file is missing or something else, or has results of a run that no row reports.
+    """
+    for run in _runs_by_user(Path(file), read_text(file)):
+        _add_users_results(rows, run, Path(file))
+
+
+def _add_users_results(rows: list[dict[str, Any]], run: Mapping[str, Any], file: Path) -> None:
+    owners = [row for row in rows if _belongs(run, row)]
+    if not owners:
+        raise UserError(
+            f"{file}: its results of {run['label']} (seed {run['seed']}) are of none of the runs at hand; give the "
+            f"results_file of that run too."
+        )
+    for row in owners:
+        row.update({key: run[key] for key in run.keys() & {"user_ids", "ranks", "labels", "values"}})
+
+
+def read_text(file: str | Path) -> str:
+    """The text of a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read ({getattr(error, 'strerror', None) or 'it is no text'}).") from None
+
+
+def is_users_results(text: str) -> bool:
+    """Whether a text is a file of :func:`write_per_user`."""
+    return text.startswith(_HEAD)
 
 
 def check_writable(file: str | Path, key: str) -> None:
@@ -135,7 +165,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _write(file: str | Path, text: str, key: str) -> None:
+def write_text(file: str | Path, text: str, key: str) -> None:
     """Write a text file in one step: a reader, or a crash, finds the old file or the new one, never a part."""
     file = Path(file)
     try:

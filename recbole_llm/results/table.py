@@ -114,7 +114,8 @@ def _columns(comparison: Comparison) -> tuple[_Column, list[_Column], list[_Colu
         _Column("params", {line.label: parameters(line.runs[0].get("trained_parameters")) for line in done}),
         _Column("minutes", {line.label: minutes(line.minutes) for line in done}),
     ]
-    return names, metrics, rest
+    known = [column for column in rest if set(column.cells.values()) != {"-"}]
+    return names, metrics, known
 
 
 def _difference_columns(comparison: Comparison) -> list[_Column]:
@@ -185,7 +186,7 @@ def notes(comparison: Comparison) -> list[str]:
         failed_first = next((line for line in comparison.lines if not line.is_teacher), first)
         if failed_first is not first and not failed_first.runs:
             found.append(f"{failed_first.label} failed; the differences are to {first.label}.")
-    if done:
+    if any(line.runs[0].get("trained_parameters") is not None or line.minutes is not None for line in done):
         found.append("params: trained parameters. minutes: training and test.")
     return found
 
@@ -236,7 +237,7 @@ def _blocks(names: _Column, metrics: Sequence[_Column], rest: list[_Column], wid
     """Lay the columns out beside the models' names, in as many blocks as the page needs; ``rest`` stays together."""
     blocks: list[str] = []
     columns: list[_Column] = []
-    for group in [*([column] for column in metrics), rest]:
+    for group in [*([column] for column in metrics), *([rest] if rest else [])]:
         block = _block(names, [*columns, *group])
         if columns and max(map(len, block.splitlines())) > width:
             blocks.append(_block(names, columns))

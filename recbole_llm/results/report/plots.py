@@ -1,0 +1,151 @@
+"""Plots of a report: plain figures of plotly, to which the page gives the colors of its light and dark theme.
+
+plotly reads a little HTML in its texts. Whatever comes from data or files goes through :func:`escape`, so that it stays text.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from recbole_llm.errors import printable
+
+# Okabe and Ito's colors, which readers who are color-blind can tell apart, without black and yellow: legible on light and dark.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")
+DASHES = ("solid", "dash", "dot", "dashdot")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
+
+LONGEST_LABEL = 28
+
+
+def escape(text: Any, limit: int | None = LONGEST_LABEL) -> str:
+    """Text for a label of a plot, cut to ``limit`` characters."""
+    return html.escape(printable(text, limit), quote=False)
+
+
+def style(place: int) -> dict[str, Any]:
+    """Color, dash and symbol of the ``place``-th line of a plot: no two of the first 32 look alike."""
+    around = place // len(COLORS)
+    return {"color": COLORS[place % len(COLORS)], "dash": DASHES[around % len(DASHES)], "symbol": SYMBOLS[around % len(SYMBOLS)]}
+
+
+def figure(traces: Sequence[Any], x: str = "", y: str = "", legend: bool = True, **layout: Any) -> go.Figure:
+    """A figure without a theme: the page adds colors, fonts and margins.
+
+    Args:
+        traces: of plotly.
+        x, y: titles of the axes.
+        legend: whether one is shown, below the plot.
+        layout: more of plotly's layout.
+    """
+    found = go.Figure(data=list(traces))
+    found.update_layout(
+        template=None,
+        showlegend=legend and len(traces) > 1,
+        legend={"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"},
+        margin={"l": 8, "r": 12, "t": 12, "b": 8},
+        hovermode="closest",
+        xaxis={"title": {"text": escape(x, None)}, "automargin": True, "zeroline": False},
+        yaxis={"title": {"text": escape(y, None)}, "automargin": True, "zeroline": False},
+    )
+    found.update_layout(**layout)
+    return found
+
+
+def line(name: Any, x: Sequence[Any], y: Sequence[Any], place: int = 0, **changes: Any) -> go.Scatter:
+    """A line with points; the ``place``-th of its plot."""
+    look = style(place)
+    return go.Scatter(
+        x=list(x),
+        y=[None if value is None or not math.isfinite(value) else value for value in y],
+        name=escape(name),
+        mode=changes.pop("mode", "lines+markers" if len(x) < 60 else "lines"),
+        line={"color": look["color"], "dash": look["dash"], "width": 2},
+        marker={"color": look["color"], "symbol": look["symbol"], "size": 6},
+        **changes,
+    )
+
+
+def forest(
+    labels: Sequence[str],
+    values: Sequence[float],
+    intervals: Sequence[Sequence[float] | None],
+    x: str,
+    solid: Sequence[bool] | None = None,
+    percent: bool = False,
+) -> go.Figure:
+    """A forest plot: differences with their intervals, beside a line at 0.
+
+    Args:
+        labels: one per row, the first on top.
+        values: the differences.
+        intervals: low and high; None where unknown.
+        x: title of the axis.
+        solid: which markers are filled, such as the significant ones; None: all.
+        percent: whether values are shares, shown as percentages.
+    """
+    names = distinct([escape(label, 2 * LONGEST_LABEL if len(labels) < 3 else LONGEST_LABEL) for label in labels])
+    filled = [True] * len(values) if solid is None else list(solid)
+    up = [None if bounds is None else bounds[1] - value for value, bounds in zip(values, intervals, strict=True)]
+    down = [None if bounds is None else value - bounds[0] for value, bounds in zip(values, intervals, strict=True)]
+    shown = ".1%" if percent else ".4f"
+    hover = [
+        f"{name}: {value:+{shown}}" + ("" if bounds is None else f" [{bounds[0]:+{shown}}, {bounds[1]:+{shown}}]")
+        for name, value, bounds in zip(names, values, intervals, strict=True)
+    ]
+    points = go.Scatter(
+        x=list(values),
+        y=names,
+        mode="markers",
+        marker={
+            "size": 10,
+            "color": COLORS[0],
+            "symbol": ["circle" if full else "circle-open" for full in filled],
+            "line": {"width": 2, "color": COLORS[0]},
+        },
+        error_x={"type": "data", "array": up, "arrayminus": down, "symmetric": False, "color": COLORS[0], "thickness": 2},
+        text=hover,
+        hoverinfo="text",
+    )
+    found = figure([points], x=x, legend=False)
+    found.update_yaxes(autorange="reversed", type="category", showgrid=False)
+    found.update_xaxes(zeroline=True, zerolinewidth=2, tickformat="+.0%" if percent else "")
+    return found
+
+
+def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], y: str, percent: bool = False) -> go.Figure:
+    """Bars side by side.
+
+    Args:
+        groups: names along the axis.
+        series: name of the bars of one color -> a value per group.
+        y: title of the axis.
+        percent: whether values are shares.
+    """
+    names = distinct([escape(group) for group in groups])
+    found = figure(
+        [
+            go.Bar(name=escape(name), x=names, y=list(values), marker={"color": style(place)["color"]})
+            for place, (name, values) in enumerate(series.items())
+        ],
+        y=y,
+        barmode="group",
+        bargap=0.25,
+    )
+    found.update_xaxes(type="category")
+    found.update_yaxes(zeroline=True, tickformat=".0%" if percent else "")
+    return found
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names with a number behind those that repeat: equal ones would fall on one place of the axis."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return found
