@@ -5,7 +5,13 @@
 >>> run_recbole(model="LLMSTAR", dataset="ml-100k")  # doctest: +SKIP
 """
 
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recbole_llm.quick_start import compare
+    from recbole_llm.results.table import table
 
 # oneDNN, which multiplies bfloat16 matrices on CPU, keeps 1,024 prepared multiplications, one for each shape that it met.
 # Ragged prompts give a new shape at every step: memory would grow by gigabytes. It looks here when it is first used.
@@ -15,7 +21,20 @@ from recbole_llm import compat, plugin  # noqa: E402
 from recbole_llm._version import __version__  # noqa: E402
 from recbole_llm.registry import register_model  # noqa: E402
 
-__all__ = ["__version__", "register_model"]
+__all__ = ["__version__", "compare", "register_model", "table"]
+
+# Read when they are first used: they need the libraries of training, or of tables and tests.
+_LATER = {"compare": "recbole_llm.quick_start", "table": "recbole_llm.results.table"}
 
 compat.apply()
 plugin.register()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

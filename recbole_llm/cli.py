@@ -177,7 +177,7 @@ def _sources(argv: Sequence[str], known: set[str]) -> tuple[list[str], dict[str,
         print(USAGE, end="")
         return sources, None
     if not sources:
-        raise UserError("name runs: recbole-llm table saved/SASRec-... saved/LLMSTAR-..., or their files: sasrec.json sasrec.tsv.")
+        raise UserError("name runs: the folders saved/SASRec-... and saved/LLMSTAR-..., say, or files: sasrec.json sasrec.tsv.")
     return sources, {name: str(value) for name, value in settings.items() if value is not None}
 
 

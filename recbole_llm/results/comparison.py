@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.config.schema import recbole_keys, shared_schema
+from recbole_llm.errors import printable
 from recbole_llm.evaluation.intervals import effect_size, mean_interval
 from recbole_llm.evaluation.ranking import is_per_user, per_user, split_metric
 from recbole_llm.evaluation.significance import auc_test, holm, paired_test
@@ -97,10 +98,11 @@ class Line:
 
 @dataclass
 class Comparison:
-    """The models of one dataset.
+    """The models of one dataset and protocol.
 
     Attributes:
         dataset: its name.
+        protocol: None where all rows of the dataset have the same.
         lines: one per model, those that failed too.
         first: the line that the others are compared with; None where there is nothing to compare.
         metric: in which they are; None where they have none in common.
@@ -109,6 +111,7 @@ class Comparison:
     """
 
     dataset: str
+    protocol: str | None
     lines: list[Line]
     first: Line | None
     metric: str | None
@@ -134,6 +137,11 @@ def label_of(row: Row) -> str:
     return f"{row['model']}{TEACHER}" if row.get("role") == "teacher" else str(row["model"])
 
 
+def sentence(text: Any) -> str:
+    """An error message as one line."""
+    return " ".join(printable(" ".join(str(text).split()), 2000).split())
+
+
 def settings_of(row: Row) -> Mapping[str, Any]:
     """The resolved settings of a row's run; empty where they are not known."""
     settings = (row.get("record") or {}).get("settings")
@@ -141,7 +149,7 @@ def settings_of(row: Row) -> Mapping[str, Any]:
 
 
 def compare_rows(rows: Sequence[Row], valid_metric: str | None = None) -> list[Comparison]:
-    """Compare the models of each dataset with the first of its models.
+    """Compare the models of each dataset, and of each protocol of it, with the first of its models.
 
     A user's value is first averaged over the seeds that both models have. The tests take the trained models as given: what
     other seeds would give shows in the standard deviation over seeds.
@@ -150,11 +158,29 @@ def compare_rows(rows: Sequence[Row], valid_metric: str | None = None) -> list[C
         rows: see the module. Rows of one run count once, and so does a teacher that is also a model of its own.
         valid_metric: such as ``ndcg@10``; default: the rows' own, else their first metric.
     """
-    datasets = dict.fromkeys(row["dataset"] for row in rows)
-    return [_compare_dataset([row for row in rows if row["dataset"] == name], valid_metric) for name in datasets]
+    protocols: dict[str, list[str]] = {}
+    for row in rows:
+        known = protocols.setdefault(row["dataset"], [])
+        if (protocol := _protocol(row)) is not None and protocol not in known:
+            known.append(protocol)
+    groups: dict[tuple[str, str | None], list[Row]] = {}
+    for row in rows:
+        known = protocols[row["dataset"]]
+        # a run that does not say its protocol stands beside those of the only one
+        protocol = known[0] if len(known) == 1 else _protocol(row)
+        groups.setdefault((row["dataset"], protocol), []).append(row)
+    return [
+        _compare_group(group, protocol if len(protocols[dataset]) > 1 else None, valid_metric)
+        for (dataset, protocol), group in groups.items()
+    ]
 
 
-def _compare_dataset(rows: Sequence[Row], valid_metric: str | None) -> Comparison:
+def _protocol(row: Row) -> str | None:
+    protocol = (row.get("record") or {}).get("protocol")
+    return str(protocol) if protocol else None
+
+
+def _compare_group(rows: Sequence[Row], protocol: str | None, valid_metric: str | None) -> Comparison:
     lines = _lines(_distinct(rows))
     done = [line for line in lines if line.runs]
     first = metric = None
@@ -172,7 +198,7 @@ def _compare_dataset(rows: Sequence[Row], valid_metric: str | None) -> Compariso
             if test is not None:
                 line.difference = Difference(**{**vars(test), "adjusted": adjusted.get(line.label)})
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
-    return Comparison(str(rows[0]["dataset"]), lines, first, metric, corrected, seeds)
+    return Comparison(str(rows[0]["dataset"]), protocol, lines, first, metric, corrected, seeds)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Write the results of runs to files and read them back: JSON for programs, results by user for further tests.
 
-Rows are those of :mod:`recbole_llm.results.table`.
+Rows are those of :mod:`recbole_llm.results.comparison`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.ranking import is_per_user, per_user, split_metric
 from recbole_llm.files import replace_file
-from recbole_llm.results.table import TEACHER, Row, label_of, sentence
+from recbole_llm.results.comparison import TEACHER, Row, label_of, sentence
 
 JSON_KEYS = (
     "model", "dataset", "seed", "metrics", "valid_metric", "users", "test_set", "trained_parameters", "train_seconds",

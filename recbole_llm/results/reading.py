@@ -129,8 +129,8 @@ def _read(file: Path, text: str, inputs: Inputs) -> None:
         _published(file, content, inputs)
     else:
         raise UserError(
-            f"{file} is neither a run nor a results_file, per_user_file or analysis: give the folder of a run, saved/<name>, or "
-            f"one of these."
+            f"{file} is neither a run nor a results_file, per_user_file or analysis: give the folder of a run, saved/<name>, "
+            f"or one of these."
         )
 
 

@@ -11,6 +11,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tabulate import tabulate
 
 from recbole_llm.errors import UserError, printable, unknown_value
 from recbole_llm.evaluation.intervals import DRAWS
+from recbole_llm.evaluation.ranking import is_per_user
 from recbole_llm.results.comparison import (
     SIGNIFICANT,
     TEACHER,
@@ -27,9 +29,11 @@ from recbole_llm.results.comparison import (
     Row,
     compare_rows,
     label_of,
+    sentence,
 )
+from recbole_llm.results.reading import read_inputs
 
-__all__ = ["FORMATS", "TEACHER", "Row", "format_table", "label_of", "sentence"]
+__all__ = ["FORMATS", "TEACHER", "Row", "format_table", "label_of", "sentence", "table"]
 
 FORMATS = ("text", "md", "latex", "csv")
 
@@ -58,7 +62,7 @@ def format_table(
     shows in the standard deviation.
 
     Args:
-        rows: see :mod:`recbole_llm.results.comparison`; several datasets give one table each.
+        rows: see :mod:`recbole_llm.results.comparison`; several datasets or protocols give one table each.
         valid_metric: such as ``ndcg@10``; default: the rows' own, else their first metric.
         width: of a page of text, in characters; a table with more columns goes on below itself.
         format: one of :data:`FORMATS`. ``csv`` has numbers in full, and one line per model of all datasets.
@@ -72,12 +76,44 @@ def format_table(
     """
     if format not in FORMATS:
         raise UserError(unknown_value("format", format, FORMATS))
-    comparisons = compare_rows(first_row(rows, against), valid_metric)
+    comparisons = compare_rows(first_row(rows, against), known_metric(rows, valid_metric))
     if format == "csv":
         return _csv(comparisons)
     if format == "text":
         return "\n\n".join(_text(comparison, width) for comparison in comparisons)
     return "\n\n".join((_markdown if format == "md" else _latex)(comparison) for comparison in comparisons)
+
+
+def table(
+    runs: Sequence[Row | str | Path],
+    format: str = "text",
+    against: str | None = None,
+    metric: str | None = None,
+) -> str:
+    """One table of runs, with tests in pairs: what ``recbole-llm table`` prints.
+
+    >>> rows = recbole_llm.compare(["SASRec", "LLMSTAR"], "ml-100k")  # doctest: +SKIP
+    >>> print(recbole_llm.table(rows, format="md"))  # doctest: +SKIP
+    >>> print(recbole_llm.table(["saved/SASRec-...", "saved/LLMSTAR-..."], metric="hit@10"))  # doctest: +SKIP
+
+    Args:
+        runs: rows of :func:`recbole_llm.quick_start.compare`, or folders of runs, results files and results by user; both
+            may stand together.
+        format: ``text``, ``md``, ``latex`` (for the package booktabs) or ``csv`` (numbers in full).
+        against: the model that the others are compared with; default: the first.
+        metric: that they are compared in, such as ``ndcg@10``; default: the one that models were chosen by.
+
+    Returns:
+        the table, see :func:`format_table`.
+
+    Raises:
+        UserError: a file that is missing or something else, an unknown format, model or metric, or no run at all.
+    """
+    rows: list[Row] = [run for run in runs if not isinstance(run, (str, Path))]
+    rows += read_inputs(run for run in runs if isinstance(run, (str, Path))).rows
+    if not rows:
+        raise UserError("runs: there is none; give rows of compare, folders of runs or their results files.")
+    return format_table(rows, metric, format=format, against=against)
 
 
 def first_row(rows: Sequence[Row], against: str | None) -> list[Row]:
@@ -92,6 +128,19 @@ def first_row(rows: Sequence[Row], against: str | None) -> list[Row]:
     if against not in names:
         raise UserError(f"against: there is no {against!r} among {', '.join(names)}.")
     return sorted(rows, key=lambda row: label_of(row) != against)
+
+
+def known_metric(rows: Sequence[Row], metric: str | None) -> str | None:
+    """``metric`` as the rows write it.
+
+    Raises:
+        UserError: no row has it by user.
+    """
+    known = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or ()))
+    known = [name for name in known if name == "auc" or is_per_user(name)]
+    if metric is not None and metric.lower() not in known:
+        raise UserError(unknown_value("metric", metric, known) if known else "metric: there is none to compare the models in.")
+    return metric and metric.lower()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -144,8 +193,8 @@ def _difference_cell(line: Line) -> str:
 
 
 def title(comparison: Comparison) -> str:
-    """Dataset, users and seeds."""
-    parts = [comparison.dataset]
+    """Dataset, users and seeds, and the protocol where there are several."""
+    parts = [comparison.dataset, *([f"protocol {comparison.protocol}"] if comparison.protocol else [])]
     users = {row.get("users") for line in comparison.done for row in line.runs}
     if len(users) == 1 and None not in users:
         parts.append(f"{users.pop():,} users")
@@ -303,10 +352,12 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
     tests = ["compared metric", "compared with", "difference", "low", "high", "effect", "p", "p corrected", "comparisons"]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["dataset", "model", "seeds", "users", *of_metrics, *tests, "trained_parameters", "minutes", "error"])
+    head = ["dataset", "protocol", "model", "seeds", "users"]
+    table.writerow([*head, *of_metrics, *tests, "trained_parameters", "minutes", "error"])
     for comparison in comparisons:
         for line in comparison.lines:
-            cells: list[Any] = [comparison.dataset, line.label, " ".join(str(row["seed"]) for row in line.runs)]
+            seeds = " ".join(str(row["seed"]) for row in line.runs)
+            cells: list[Any] = [comparison.dataset, comparison.protocol, line.label, seeds]
             cells.append(_same(str(row["users"]) for row in line.runs if row.get("users") is not None))
             for name in metrics:
                 values = line.values(name)
@@ -330,11 +381,6 @@ def _csv_cell(value: Any) -> str:
         return f"{value:.9g}"
     text = printable(value, None)
     return f"'{text}" if text[:1] in ("=", "+", "@") else text  # a spreadsheet would take it for a formula
-
-
-def sentence(text: Any) -> str:
-    """An error message as one line."""
-    return " ".join(printable(" ".join(str(text).split()), 2000).split())
 
 
 def _same(cells: Iterable[str]) -> str:

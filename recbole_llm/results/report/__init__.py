@@ -16,7 +16,7 @@ from recbole_llm.results.report import comparison, runs
 from recbole_llm.results.report.analyses import section_of
 from recbole_llm.results.report.page import Page
 from recbole_llm.results.report.parts import Code, Facts, Section, Table
-from recbole_llm.results.table import first_row
+from recbole_llm.results.table import first_row, known_metric
 
 DEFAULT_OUTPUT = "report.html"
 
@@ -53,7 +53,7 @@ def html(inputs: Inputs, title: str | None = None, against: str | None = None, m
     """The text of a report, see :func:`write_report`."""
     rows = first_row(inputs.rows, against) if inputs.rows else []
     done = [row for row in rows if not row.get("error")]
-    sections: list[Section | None] = [*comparison.sections(compare_rows(rows, metric))] if rows else []
+    sections: list[Section | None] = [*comparison.sections(compare_rows(rows, known_metric(rows, metric)))] if rows else []
     sections += [runs.curves(done)]
     sections += [section_of(analysis) for analysis in _together(inputs.analyses)]
     sections += [_other(table) for table in inputs.tables]

@@ -33,7 +33,8 @@ def section(comparison: Comparison) -> Section:
 
 def _table(comparison: Comparison) -> Table:
     metrics, done = comparison.metrics, comparison.done
-    best = {name: max((float(np.mean(line.values(name))) for line in done if line.values(name)), default=None) for name in metrics}
+    means = {name: [float(np.mean(line.values(name))) for line in done if line.values(name)] for name in metrics}
+    best = {name: max(values, default=None) for name, values in means.items()}
     tests = [line.difference for line in done if line.difference is not None]
     header = ["model", *metrics]
     if comparison.first is not None and comparison.metric is not None:
@@ -148,7 +149,8 @@ def _ranks(comparison: Comparison) -> Plot | None:
     figure = plots.figure(traces, x="k", y="share of users")
     figure.update_xaxes(type="log" if highest > 10 else "linear")
     figure.update_yaxes(tickformat=".0%", rangemode="tozero")
-    return Plot(figure, "Users whose target is among the best k", "All users' ranks: at each k, a line's height is the hit rate.")
+    note = "All users' ranks: at each k, a line's height is the hit rate."
+    return Plot(figure, "Users whose target is among the best k", note)
 
 
 def _all_ranks(line: Line) -> np.ndarray:

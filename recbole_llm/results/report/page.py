@@ -21,7 +21,6 @@ import jinja2
 import plotly.offline
 from markupsafe import Markup
 
-from recbole_llm.errors import printable
 from recbole_llm.results.report.parts import Details, Plot, Row, Section
 
 _HERE = Path(__file__).parent
@@ -50,9 +49,9 @@ class Page:
         self.plots = [plot for section in sections for plot in _plots(section.parts)]
         figures = _script_json([json.loads(plot.figure.to_json()) for plot in self.plots])
         library, license_line = _library()
-        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        strict = jinja2.StrictUndefined
+        environment = jinja2.Environment(autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
         environment.filters["anchor"] = anchor
-        environment.filters["lines"] = lambda text: printable(text, None)
         template = environment.from_string((_HERE / "page.html").read_text(encoding="utf-8"))
         return template.render(
             title=self.title,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 
-LONGEST_LABEL = 28
+LONGEST_LABEL = 40
+LONGEST_LINE = 24
 
 
 def escape(text: Any, limit: int | None = LONGEST_LABEL) -> str:
@@ -27,10 +29,17 @@ def escape(text: Any, limit: int | None = LONGEST_LABEL) -> str:
     return html.escape(printable(text, limit), quote=False)
 
 
+def wrapped(text: Any) -> str:
+    """Text for a label beside an axis, in up to three short lines."""
+    lines = textwrap.wrap(printable(text, 3 * LONGEST_LINE), LONGEST_LINE, max_lines=3, placeholder="...") or ["-"]
+    return "<br>".join(html.escape(line, quote=False) for line in lines)
+
+
 def style(place: int) -> dict[str, Any]:
     """Color, dash and symbol of the ``place``-th line of a plot: no two of the first 32 look alike."""
     around = place // len(COLORS)
-    return {"color": COLORS[place % len(COLORS)], "dash": DASHES[around % len(DASHES)], "symbol": SYMBOLS[around % len(SYMBOLS)]}
+    color = COLORS[place % len(COLORS)]
+    return {"color": color, "dash": DASHES[around % len(DASHES)], "symbol": SYMBOLS[around % len(SYMBOLS)]}
 
 
 def figure(traces: Sequence[Any], x: str = "", y: str = "", legend: bool = True, **layout: Any) -> go.Figure:
@@ -56,7 +65,7 @@ def figure(traces: Sequence[Any], x: str = "", y: str = "", legend: bool = True,
     return found
 
 
-def line(name: Any, x: Sequence[Any], y: Sequence[Any], place: int = 0, **changes: Any) -> go.Scatter:
+def line(name: Any, x: Sequence[Any], y: Sequence[float | None], place: int = 0, **changes: Any) -> go.Scatter:
     """A line with points; the ``place``-th of its plot."""
     look = style(place)
     return go.Scatter(
@@ -88,31 +97,45 @@ def forest(
         solid: which markers are filled, such as the significant ones; None: all.
         percent: whether values are shares, shown as percentages.
     """
-    names = distinct([escape(label, 2 * LONGEST_LABEL if len(labels) < 3 else LONGEST_LABEL) for label in labels])
+    names = distinct([wrapped(label) for label in labels])
     filled = [True] * len(values) if solid is None else list(solid)
-    up = [None if bounds is None else bounds[1] - value for value, bounds in zip(values, intervals, strict=True)]
-    down = [None if bounds is None else value - bounds[0] for value, bounds in zip(values, intervals, strict=True)]
     shown = ".1%" if percent else ".4f"
-    hover = [
-        f"{name}: {value:+{shown}}" + ("" if bounds is None else f" [{bounds[0]:+{shown}}, {bounds[1]:+{shown}}]")
-        for name, value, bounds in zip(names, values, intervals, strict=True)
-    ]
-    points = go.Scatter(
-        x=list(values),
-        y=names,
-        mode="markers",
-        marker={
-            "size": 10,
+    traces = []
+    for has_bounds in (True, False):
+        rows = [place for place, bounds in enumerate(intervals) if (bounds is not None) is has_bounds]
+        if not rows:
+            continue
+        bounds = [intervals[place] or (values[place], values[place]) for place in rows]
+        spread = {
+            "type": "data",
+            "symmetric": False,
+            "array": [high - values[place] for place, (_, high) in zip(rows, bounds, strict=True)],
+            "arrayminus": [values[place] - low for place, (low, _) in zip(rows, bounds, strict=True)],
             "color": COLORS[0],
-            "symbol": ["circle" if full else "circle-open" for full in filled],
-            "line": {"width": 2, "color": COLORS[0]},
-        },
-        error_x={"type": "data", "array": up, "arrayminus": down, "symmetric": False, "color": COLORS[0], "thickness": 2},
-        text=hover,
-        hoverinfo="text",
-    )
-    found = figure([points], x=x, legend=False)
-    found.update_yaxes(autorange="reversed", type="category", showgrid=False)
+            "thickness": 2,
+        }
+        hover = [
+            f"{names[place]}: {values[place]:+{shown}}" + (f" [{low:+{shown}}, {high:+{shown}}]" if has_bounds else "")
+            for place, (low, high) in zip(rows, bounds, strict=True)
+        ]
+        traces.append(
+            go.Scatter(
+                x=[values[place] for place in rows],
+                y=[names[place] for place in rows],
+                mode="markers",
+                marker={
+                    "size": 10,
+                    "color": COLORS[0],
+                    "symbol": ["circle" if filled[place] else "circle-open" for place in rows],
+                    "line": {"width": 2, "color": COLORS[0]},
+                },
+                error_x=spread if has_bounds else None,
+                text=hover,
+                hoverinfo="text",
+            )
+        )
+    found = figure(traces, x=x, legend=False)
+    found.update_yaxes(autorange="reversed", type="category", showgrid=False, categoryorder="array", categoryarray=names)
     found.update_xaxes(zeroline=True, zerolinewidth=2, tickformat="+.0%" if percent else "")
     return found
 
@@ -126,7 +149,7 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], y:
         y: title of the axis.
         percent: whether values are shares.
     """
-    names = distinct([escape(group) for group in groups])
+    names = distinct([wrapped(group) for group in groups])
     found = figure(
         [
             go.Bar(name=escape(name), x=names, y=list(values), marker={"color": style(place)["color"]})

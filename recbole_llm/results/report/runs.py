@@ -53,12 +53,12 @@ def _validations(named: Sequence[tuple[str, ResultRow]]) -> list[Plot]:
     metric = next((name for name in metrics if name), None)
     plotted = []
     for x, of in (("epoch", _epoch), ("minutes of training", _minutes)):
-        traces = []
+        traces: list[Any] = []
         for name, row in named:
             points = [point for point in row["curve"] if _valid(point, metric) is not None and of(point) is not None]
             if points:
                 values = [_valid(point, metric) for point in points]
-                traces.append(plots.line(name, [of(point) for point in points], values, len(traces)))  # type: ignore[arg-type]
+                traces.append(plots.line(name, [of(point) for point in points], values, len(traces)))
         if traces:
             figure = plots.figure(traces, x=x, y=f"validation {metric}")
             figure.update_xaxes(rangemode="tozero")
@@ -85,7 +85,7 @@ def _losses(name: str, curve: Sequence[Mapping[str, Any]]) -> Plot | None:
     points = [point for point in curve if point.get("losses")]
     parts = list(dict.fromkeys(part for point in points for part in point["losses"]))
     stages = list(dict.fromkeys(point.get("stage", "") for point in points))
-    traces = []
+    traces: list[Any] = []
     for stage in stages:
         for part in parts:
             found = [point for point in points if point.get("stage", "") == stage and point["losses"].get(part) is not None]

@@ -29,7 +29,7 @@ def section(analysis: Analysis) -> Section:
                 rows.append([name, condition, layer, *(share(found[part]) for part in PARTS)])
     parts: list[Any] = []
     if labels:
-        names = plots.distinct([plots.escape(label, 48) for label in labels])
+        names = plots.distinct([plots.wrapped(label) for label in labels])
         traces = [
             go.Bar(
                 x=[found[part] for found in shares],

@@ -40,7 +40,7 @@ def section(analysis: Analysis) -> Section:
     parts.append(
         Row(
             [
-                Plot(plots.bars(groups, series, "rules"), "Sequential rules", "Where shuffling removes none, there is no order."),
+                Plot(plots.bars(groups, series, "rules"), "Sequential rules", "Shuffling removes them where there is order."),
                 Plot(plots.bars(captions, shares, "share", percent=True), "Transitions, repeats, ties, popularity"),
             ]
         )

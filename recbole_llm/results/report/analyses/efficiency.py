@@ -35,7 +35,7 @@ def section(analysis: Analysis) -> Section:
         values = [result.get(key) for result in results]
         if any(values):
             bars = go.Bar(
-                x=values, y=[plots.escape(name) for name in names], orientation="h", marker={"color": plots.COLORS[0]}
+                x=values, y=[plots.wrapped(name) for name in names], orientation="h", marker={"color": plots.COLORS[0]}
             )
             figure = plots.figure([bars], x=COLUMNS[key][0], legend=False)
             figure.update_yaxes(autorange="reversed", type="category", showgrid=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 from recbole_llm.results.reading import Analysis
 from recbole_llm.results.report import plots
-from recbole_llm.results.report.analyses.names import name_of, share
+from recbole_llm.results.report.analyses.names import bounds_of, name_of, share
 from recbole_llm.results.report.parts import Plot, Row, Section, Table, Text, number
 from recbole_llm.results.table import decimal, p_value
 
@@ -54,15 +54,14 @@ def _table(groups: Sequence[Mapping[str, Any]], metric: str) -> Table:
             rows.append([*head, None, None, None, None, None])
         for condition, metrics in group["conditions"].items():
             found = metrics[metric]
-            interval, changed = found["change_interval"], found["perturbed"]
-            shown = f"[{share(interval[0]).text}, {share(interval[1]).text}]" if interval else None
+            changed = found["perturbed"]
             rows.append(
                 [
                     *head,
                     condition,
                     number(changed, decimal(changed)),
                     share(found["change"], signed=True),
-                    number(interval and interval[0], shown),
+                    bounds_of(found["change_interval"]),
                     number(found["p_value"], p_value(found["p_value"])),
                 ]
             )

@@ -24,6 +24,13 @@ def share(value: float | None, signed: bool = False) -> Cell:
     return number(value, f"{shown:+.1f} %" if signed else f"{shown:.1f} %")
 
 
+def bounds_of(interval: Sequence[float] | None) -> Cell:
+    """An interval of shares, sorted by its lower end."""
+    if not interval:
+        return Cell("-", None)
+    return number(interval[0], f"[{share(interval[0], signed=True).text}, {share(interval[1], signed=True).text}]")
+
+
 def amount(value: float | None, places: int = 1) -> Cell:
     """A number with separators of thousands and a few decimals; whole ones without."""
     if value is None or not math.isfinite(value):

@@ -6,7 +6,7 @@ from typing import Any
 
 from recbole_llm.results.reading import Analysis
 from recbole_llm.results.report import plots
-from recbole_llm.results.report.analyses.names import name_of, share
+from recbole_llm.results.report.analyses.names import bounds_of, name_of, share
 from recbole_llm.results.report.parts import Plot, Row, Section, Table, Text, number
 from recbole_llm.results.table import decimal, p_value
 
@@ -31,7 +31,7 @@ def section(analysis: Analysis) -> Section:
                         number(found["original"], decimal(found["original"])),
                         number(found["perturbed"], decimal(found["perturbed"])),
                         share(change, signed=True),
-                        number(interval and interval[0], f"[{share(interval[0]).text}, {share(interval[1]).text}]" if interval else None),
+                        bounds_of(interval),
                         number(found["p_value"], p_value(found["p_value"])),
                         number(jaccard, None if jaccard is None else f"{jaccard:.2f}"),
                     ]
@@ -58,7 +58,8 @@ def section(analysis: Analysis) -> Section:
     if conditions:
         series = {name: [found.get(condition) for condition in conditions] for name, found in similarity.items()}
         note = "Jaccard similarity of the lists from the original and the other order, mean over users."
-        parts.append(Row([Plot(plots.bars(conditions, series, "Jaccard similarity"), "The best items that stay the same", note)]))
+        bars = plots.bars(conditions, series, "Jaccard similarity")
+        parts.append(Row([Plot(bars, "The best items that stay the same", note)]))
     header = ["model", "condition", "metric", "original", "perturbed", "change", "95 % interval", "p", "Jaccard"]
     parts.append(Table(header, body, left=3))
     parts.append(Text("p: two-sided sign-flip test, paired by user, not corrected for the number of lines."))

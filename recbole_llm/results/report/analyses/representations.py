@@ -31,7 +31,7 @@ def section(analysis: Analysis) -> Section:
                 between.append(result["cosine_between_users"])
     parts: list[Any] = []
     if labels:
-        names = plots.distinct([plots.escape(label) for label in labels])
+        names = plots.distinct([plots.wrapped(label) for label in labels])
         spread = {
             "type": "data",
             "symmetric": False,
@@ -41,7 +41,12 @@ def section(analysis: Analysis) -> Section:
         }
         traces = [
             go.Scatter(
-                x=means, y=names, mode="markers", name="of one user", error_x=spread, marker={"size": 10, "color": plots.COLORS[0]}
+                x=means,
+                y=names,
+                mode="markers",
+                name="of one user",
+                error_x=spread,
+                marker={"size": 10, "color": plots.COLORS[0]},
             ),
             go.Scatter(
                 x=between,
