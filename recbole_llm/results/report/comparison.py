@@ -94,14 +94,14 @@ def _forest(comparison: Comparison) -> Plot | None:
         [line.label for line in lines],
         [test.difference for test in tests],
         bounds,
-        title,
+        f"difference in {comparison.metric}",
         [test.adjusted is not None and test.adjusted < SIGNIFICANT for test in tests],
     )
     with_bounds = any(bound is not None for bound in bounds)
     note = "Bars: 95 % intervals, paired by user. Filled: p < .05 after the correction." if with_bounds else (
         "No intervals: the results by user are not at hand."
     )
-    return Plot(figure, title, note, height=110 + 36 * len(lines), wide=True)
+    return Plot(figure, title, note, height=plots.height_of([line.label for line in lines]), wide=True)
 
 
 def _cost(comparison: Comparison) -> Plot | None:

@@ -35,6 +35,18 @@ def wrapped(text: Any) -> str:
     return "<br>".join(html.escape(line, quote=False) for line in lines)
 
 
+def height_of(labels: Sequence[Any], around: int = 110, line: int = 16) -> int:
+    """Pixels for a plot with one row per label, see :func:`wrapped`.
+
+    Args:
+        labels: beside the axis.
+        around: pixels above and below the rows.
+        line: pixels of a line of text.
+    """
+    lines = max((wrapped(label).count("<br>") + 1 for label in labels), default=1)
+    return around + len(labels) * max(30, line * lines + 8)
+
+
 def style(place: int) -> dict[str, Any]:
     """Color, dash and symbol of the ``place``-th line of a plot: no two of the first 32 look alike."""
     around = place // len(COLORS)
@@ -136,7 +148,7 @@ def forest(
         )
     found = figure(traces, x=x, legend=False)
     found.update_yaxes(autorange="reversed", type="category", showgrid=False, categoryorder="array", categoryarray=names)
-    found.update_xaxes(zeroline=True, zerolinewidth=2, tickformat="+.0%" if percent else "")
+    found.update_xaxes(zeroline=True, zerolinewidth=2, rangemode="tozero", tickformat="+.0%" if percent else "")
     return found
 
 

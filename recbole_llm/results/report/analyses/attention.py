@@ -40,7 +40,7 @@ def section(analysis: Analysis) -> Section:
             )
             for place, (part, title) in enumerate(PARTS.items())
         ]
-        height = 150 + 28 * len(labels)
+        height = plots.height_of(labels, 150)
         figure = plots.figure(traces, x="share of attention", barmode="stack")
         figure.update_layout(legend={"y": -60 / max(height - 110, 40), "traceorder": "normal"})
         figure.update_xaxes(range=[0, 1], tickformat=".0%")

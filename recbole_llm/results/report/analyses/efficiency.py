@@ -39,7 +39,7 @@ def section(analysis: Analysis) -> Section:
             )
             figure = plots.figure([bars], x=COLUMNS[key][0], legend=False)
             figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
-            shown.append(Plot(figure, COLUMNS[key][0].capitalize(), height=110 + 34 * len(names)))
+            shown.append(Plot(figure, COLUMNS[key][0].capitalize(), height=plots.height_of(names)))
     first = results[0]
     machine = f"{first['device']}, {first['threads']} threads, {first['users']:,} test users."
     memory = " Memory: of the whole process so far, all models before included (on a GPU: of this model's inference)."

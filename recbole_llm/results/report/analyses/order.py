@@ -50,7 +50,7 @@ def section(analysis: Analysis) -> Section:
                 plots.forest(labels, values, bounds, f"relative change of {metric}", percent=True),
                 f"Change of {metric} in another order",
                 "Bars: 95 % intervals, bootstrap over users.",
-                height=110 + 30 * len(labels),
+                height=plots.height_of(labels),
                 wide=True,
             )
         )
