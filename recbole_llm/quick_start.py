@@ -207,7 +207,7 @@ def run_model(config: Config, data: SharedData, models: Sequence[str] = ()) -> l
             row = _train_and_test(trainer_class, config, model, dataloaders(config, train, splits), folder, memory)
         else:
             getLogger().info(f"{config['model']}: using the trained model in {folder}; --fresh=True trains it anew")
-    getLogger().info(f"{config['model']} test result: {log.decimals(row['metrics'])}")
+        getLogger().info(f"{config['model']} test result: {log.decimals(row['metrics'])}")
     rows = [row]
     if model.teacher is not None and model.teacher.name not in models:
         rows.append({**stock_row(model.teacher_run), "role": "teacher"})
@@ -226,6 +226,7 @@ def _train_and_test(
     train_data, valid_data, test_data = loaders
     settings, _ = settings_of(config)
     with log.tracked(folder.name, settings):
+        log.note_settings(folder.name, settings, main_backbone(model))
         trainer = trainer_class(config, model)
         trainer.saved_model_file = str(folder)
         train_or_find(trainer, config, folder, train_data, valid_data)

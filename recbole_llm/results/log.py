@@ -188,11 +188,19 @@ def tracked(name: str, settings: Mapping[str, Any]) -> Iterator[None]:
     wandb.finish()
 
 
-def note_result(name: str, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
-    """Write all settings and the metrics of the test to TensorBoard, and the metrics to an open run of Weights & Biases."""
+def note_settings(name: str, settings: Mapping[str, Any], backbone: Mapping[str, Any] | None = None) -> None:
+    """Write all settings to the log file and to TensorBoard, and what the LLM is to the log file."""
+    text = yaml.safe_dump(dict(settings), allow_unicode=True)
+    log_to_files(f"Settings of {name}:\n{text}", logging.INFO)
+    if backbone is not None:
+        log_to_files(f"LLM: {dict(backbone)}", logging.INFO)
     with SummaryWriter(str(TENSORBOARD / _plain_name(name))) as writer:
-        text = yaml.safe_dump(dict(settings), allow_unicode=True)
-        writer.add_text("settings", "".join(f"    {line}\n" for line in text.splitlines()), step)
+        writer.add_text("settings", "".join(f"    {line}\n" for line in text.splitlines()), 0)
+
+
+def note_result(name: str, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
+    """Write the metrics of the test to TensorBoard, and to an open run of Weights & Biases."""
+    with SummaryWriter(str(TENSORBOARD / _plain_name(name))) as writer:
         for metric, value in metrics.items():
             writer.add_scalar(f"Test/{metric}", value, step)
     wandb = sys.modules.get("wandb")

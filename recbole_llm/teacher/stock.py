@@ -37,7 +37,7 @@ from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
 from recbole_llm.files import reporting_full_disk
 from recbole_llm.lock import held
 from recbole_llm.results.describe import now, settings_of
-from recbole_llm.results.log import run_log, tracked
+from recbole_llm.results.log import note_settings, run_log, tracked
 from recbole_llm.results.run import forget, read_curve, write_curve
 
 # Models whose state at position n sees items 1..n only, with one `gather_indexes` at the end of `forward`.
@@ -250,7 +250,9 @@ def _train_or_load(
             f"there is no trained {name} of these data and settings in {folder.parent}, and loading a checkpoint trains "
             f"nothing: give the folder of the {name} that it belongs to as teacher_checkpoint."
         )
-    with run_log(name, folder.name), tracked(folder.name, settings_of(config)[0]):
+    resolved = settings_of(config)[0]
+    with run_log(name, folder.name), tracked(folder.name, resolved):
+        note_settings(folder.name, resolved)
         getLogger().info(f"{name}: training it now ({training}); it will be kept in {folder}")
         return _train(config, model, splits, (train_data, valid_data), training, folder, settings, fingerprint)
 
