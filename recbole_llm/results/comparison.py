@@ -158,6 +158,11 @@ def compare_rows(rows: Sequence[Row], valid_metric: str | None = None) -> list[C
         rows: see the module. Rows of one run count once, and so does a teacher that is also a model of its own.
         valid_metric: such as ``ndcg@10``; default: the rows' own, else their first metric.
     """
+    return [_compare_group(group, protocol, valid_metric) for protocol, group in groups_of(rows)]
+
+
+def groups_of(rows: Sequence[Row]) -> list[tuple[str | None, list[Row]]]:
+    """The distinct rows by dataset and protocol, in order of appearance; the protocol is None where a dataset has one only."""
     protocols: dict[str, list[str]] = {}
     for row in rows:
         known = protocols.setdefault(row["dataset"], [])
@@ -170,8 +175,7 @@ def compare_rows(rows: Sequence[Row], valid_metric: str | None = None) -> list[C
         protocol = known[0] if len(known) == 1 else _protocol(row)
         groups.setdefault((row["dataset"], protocol), []).append(row)
     return [
-        _compare_group(group, protocol if len(protocols[dataset]) > 1 else None, valid_metric)
-        for (dataset, protocol), group in groups.items()
+        (protocol if len(protocols[dataset]) > 1 else None, _distinct(group)) for (dataset, protocol), group in groups.items()
     ]
 
 
@@ -181,7 +185,7 @@ def _protocol(row: Row) -> str | None:
 
 
 def _compare_group(rows: Sequence[Row], protocol: str | None, valid_metric: str | None) -> Comparison:
-    lines = _lines(_distinct(rows))
+    lines = _lines(rows)
     done = [line for line in lines if line.runs]
     first = metric = None
     corrected = 0
@@ -269,16 +273,17 @@ def differing_keys(rows: Sequence[Row]) -> list[str]:
     return [name for name in names if any(settings.get(name) != told[0].get(name) for settings in told)]
 
 
+def line_names(rows: Sequence[Row]) -> list[str]:
+    """For each row of one dataset and protocol its model's name, with the settings that tell it from others of that name."""
+    differing = {label: differing_keys([row for row in rows if label_of(row) == label]) for label in set(map(label_of, rows))}
+    return [_name(row, label_of(row), differing[label_of(row)]) for row in rows]
+
+
 def _lines(rows: Sequence[Row]) -> list[Line]:
     """Gather the rows by model and by the settings in which its rows differ, in order of appearance."""
-    by_label: dict[str, list[Row]] = {}
-    for row in rows:
-        by_label.setdefault(label_of(row), []).append(row)
-    differing = {label: differing_keys(group) for label, group in by_label.items()}
     lines: dict[str, Line] = {}
-    for row in rows:
-        label = label_of(row)
-        name, copy = _name(row, label, differing[label]), 1
+    for name, row in zip(line_names(rows), rows, strict=True):
+        copy = 1
         while True:
             # the same name and seed, another result: runs whose settings are not known
             line = lines.setdefault(

@@ -1,6 +1,7 @@
 """Write the results of runs to files and read them back: JSON for programs, results by user for further tests.
 
-Rows are those of :mod:`recbole_llm.results.comparison`.
+Rows are those of :mod:`recbole_llm.results.comparison`; the JSON is the list of the runs' records, see
+:mod:`recbole_llm.results.run`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from recbole_llm.errors import UserError
 from recbole_llm.evaluation.ranking import is_per_user, per_user, split_metric
 from recbole_llm.files import replace_file
 from recbole_llm.results.comparison import TEACHER, Row, label_of, sentence
+from recbole_llm.results.run import FIELDS, FORMAT, VERSION, checked_record, plain, row_of
 
-JSON_KEYS = (
+# What earlier versions wrote of each run; such files are still read.
+EARLIER_KEYS = (
     "model", "dataset", "seed", "metrics", "valid_metric", "users", "test_set", "trained_parameters", "train_seconds",
     "eval_seconds",
 )  # fmt: skip
@@ -30,23 +33,31 @@ _HEAD = "model\tseed\tuser\t"  # of a file of results by user
 
 
 def write_json(rows: Sequence[Row], file: str | Path) -> None:
-    """Write the rows as a JSON list of objects with :data:`JSON_KEYS`, and ``error`` where a run failed.
+    """Write the rows as a JSON list of the runs' records, each with ``label`` (the name in the table), ``role`` and ``folder``.
 
-    A value that is missing, infinite or no number is null. A teacher's ``model`` ends in ``(teacher)``, so that nobody
-    takes it for the model of that name.
+    A run that failed has ``error`` and what names it alone. A value that is missing, infinite or no number is null.
 
     Raises:
         UserError: the file cannot be written. An older file of that name is then left whole.
     """
-    records = []
-    for row in rows:
-        record = {key: row.get(key) for key in JSON_KEYS}
-        record["model"] = label_of(row)
-        record["metrics"] = dict(row.get("metrics") or {})
-        if row.get("error"):
-            record["error"] = sentence(row["error"])
-        records.append(_plain(record))
+    records = [plain(_labeled_record(row)) for row in rows]
     write_text(file, json.dumps(records, indent=2, allow_nan=False, ensure_ascii=False) + "\n", "results_file")
+
+
+def _labeled_record(row: Row) -> dict[str, Any]:
+    """What the JSON says of a row."""
+    label, role = str(row["model"]), row.get("role", "model")
+    names = {"format": FORMAT, "version": VERSION, "label": label, "role": role, "folder": row.get("checkpoint")}
+    if row.get("error"):
+        model = label.partition(":")[0]
+        return {**names, "model": model, "dataset": row["dataset"], "seed": row["seed"], "error": sentence(row["error"])}
+    if row.get("record"):
+        return {**names, **row["record"]}
+    empty: dict[str, Any] = {name: {} if kinds == (dict,) else None for name, kinds in FIELDS.items()}
+    of_row = {key: row.get(key) for key in ("dataset", "seed", "users", "trained_parameters", "test_set", "valid_metric")}
+    seconds = {"train": row.get("train_seconds"), "evaluate": row.get("eval_seconds")}
+    metrics = {"valid": {}, "test": dict(row.get("metrics") or {})}
+    return {**empty, **names, **of_row, "model": label.partition(":")[0], "seconds": seconds, "metrics": metrics}
 
 
 def write_per_user(rows: Sequence[Row], file: str | Path) -> None:
@@ -154,17 +165,6 @@ def check_writable(file: str | Path, key: str) -> None:
         raise UserError(f"{key}: {file} cannot be written in {folder}; name a file in a folder of yours.")
 
 
-def _plain(value: Any) -> Any:
-    """Turn NumPy's numbers into Python's, and what JSON has no number for into None."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 def write_text(file: str | Path, text: str, key: str) -> None:
     """Write a text file in one step: a reader, or a crash, finds the old file or the new one, never a part."""
     file = Path(file)
@@ -183,9 +183,14 @@ def _reported(file: Path, text: str) -> Iterator[dict[str, Any]]:
         records = json.loads(text)
     except (ValueError, RecursionError):
         records = None
-    if not isinstance(records, list) or not all(_is_record(record) for record in records):
+    if not isinstance(records, list):
         raise UserError(f"{file} was not written by results_file or per_user_file.")
-    for record in records:
+    for place, record in enumerate(records):
+        if isinstance(record, dict) and record.get("format") == FORMAT:
+            yield _row_of_record(record, f"{file}, run {place + 1}")
+            continue
+        if not _is_record(record):
+            raise UserError(f"{file} was not written by results_file or per_user_file.")
         model, metrics = record["model"], record["metrics"]
         yield {
             **record,
@@ -195,8 +200,27 @@ def _reported(file: Path, text: str) -> Iterator[dict[str, Any]]:
         }
 
 
+def _row_of_record(record: dict[str, Any], place: str) -> dict[str, Any]:
+    """The row of one record in a file of :func:`write_json`.
+
+    Raises:
+        UserError: the record is damaged, or of a newer version.
+    """
+    names = [record.get("label"), record.get("role"), record.get("model"), record.get("dataset")]
+    names += [record[key] for key in ("folder", "error") if record.get(key) is not None]
+    if not all(isinstance(name, str) and name.isprintable() for name in names):
+        raise UserError(f"{place} is damaged: its label, role or folder is missing or no name.")
+    if record.get("error") is not None:
+        if not isinstance(record.get("seed"), int):
+            raise UserError(f"{place} is damaged: its seed is missing or of another kind.")
+        return {"model": record["label"], **{key: record[key] for key in ("dataset", "seed", "role", "error")}, "metrics": {}}
+    row = row_of(checked_record(record, place), record["label"])
+    return row if record.get("folder") is None else {**row, "checkpoint": record["folder"]}
+
+
 def _is_record(record: Any) -> bool:
-    if not isinstance(record, dict) or not record.keys() >= set(JSON_KEYS) or not isinstance(record["metrics"], dict):
+    """Whether ``record`` is what an earlier version wrote of a run."""
+    if not isinstance(record, dict) or not record.keys() >= set(EARLIER_KEYS) or not isinstance(record["metrics"], dict):
         return False
     numbers = [record[key] for key in ("users", "trained_parameters", "train_seconds", "eval_seconds")]
     texts = [record[key] for key in ("valid_metric", "test_set", "error") if record.get(key) is not None]
@@ -226,7 +250,7 @@ def _runs_by_user(file: Path, text: str) -> Iterator[dict[str, Any]]:
 
 def _belongs(run: Mapping[str, Any], row: Row) -> bool:
     """Whether per-user results are those of a row: of its model, seed and number of users, with its averages."""
-    if (label_of(row), row["seed"], row["users"]) != (run["label"], run["seed"], len(run["user_ids"])) or row.get("error"):
+    if row.get("error") or (label_of(row), row["seed"], row["users"]) != (run["label"], run["seed"], len(run["user_ids"])):
         return False
     if "ranks" not in run:
         return "auc" in row["metrics"]

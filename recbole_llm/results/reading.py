@@ -12,7 +12,7 @@ from typing import Any
 
 from recbole_llm.errors import UserError, printable
 from recbole_llm.results import files
-from recbole_llm.results.run import FORMAT, RECORD, checked_record, read_run, row_of
+from recbole_llm.results.run import FORMAT, RECORD, read_run
 
 ANALYSIS = "result.json"  # of a folder that one analysis of one model was kept in
 
@@ -122,7 +122,7 @@ def _read(file: Path, text: str, inputs: Inputs) -> None:
         run = read_run(file)
         inputs.rows.append({**run.row(), "curve": run.curve})
     elif kind == "results":
-        inputs.rows += _results(file, content)
+        inputs.rows += _results(file)
     elif kind == "analysis":
         inputs.analyses.append(_analysis(file, content))
     elif kind == "published":
@@ -134,19 +134,15 @@ def _read(file: Path, text: str, inputs: Inputs) -> None:
         )
 
 
-def _results(file: Path, content: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _results(file: Path) -> list[dict[str, Any]]:
     """The rows of a results file. Results by user and curve of a run whose folder is still there are read from it."""
-    rows = []
-    if not all(record.get("format") == FORMAT for record in content):
-        return files.read_rows([file])
-    for place, record in enumerate(content, start=1):
-        row = row_of(checked_record(record, f"{file}, run {place}"))
-        folder = record.get("folder")
-        if isinstance(folder, str) and folder and _parsed(Path(folder) / RECORD) is not None:
+    rows = files.read_rows([file])
+    for row in rows:
+        folder, record = row.get("checkpoint"), row.get("record")
+        if folder is not None and record is not None and (Path(folder) / RECORD).is_file():
             run = read_run(folder)
             if all(run.record[name] == record[name] for name in ("model", "dataset", "seed", "test_set", "metrics")):
-                row = {**row, **run.ranks(), "checkpoint": folder, "curve": run.curve}
-        rows.append(row)
+                row.update(run.ranks(), curve=run.curve)
     return rows
 
 

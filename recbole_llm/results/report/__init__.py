@@ -9,7 +9,7 @@ from typing import Any
 
 from recbole_llm._version import __version__
 from recbole_llm.errors import UserError
-from recbole_llm.results.comparison import compare_rows
+from recbole_llm.results.comparison import compare_rows, groups_of
 from recbole_llm.results.files import check_writable, write_text
 from recbole_llm.results.reading import Analysis, Inputs, read_inputs
 from recbole_llm.results.report import comparison, runs
@@ -52,6 +52,7 @@ def write_report(
 def html(inputs: Inputs, title: str | None = None, against: str | None = None, metric: str | None = None) -> str:
     """The text of a report, see :func:`write_report`."""
     rows = first_row(inputs.rows, against) if inputs.rows else []
+    rows = [row for _, group in groups_of(rows) for row in group]
     done = [row for row in rows if not row.get("error")]
     sections: list[Section | None] = [*comparison.sections(compare_rows(rows, known_metric(rows, metric)))] if rows else []
     sections += [runs.curves(done)]

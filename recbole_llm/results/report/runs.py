@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from recbole_llm.results.comparison import Row as ResultRow
-from recbole_llm.results.comparison import differing_keys, label_of, settings_of
+from recbole_llm.results.comparison import differing_keys, groups_of, line_names, settings_of
 from recbole_llm.results.report import plots
 from recbole_llm.results.report.parts import Cell, Code, Details, Facts, Plot, Row, Section, Table, Text, number
 
@@ -16,13 +16,22 @@ _MOST_CURVES = 32
 
 
 def names_of(rows: Sequence[ResultRow]) -> list[str]:
-    """A name for each run: its model's, with dataset and seed where these differ."""
-    several = {key: len({row[key] for row in rows}) > 1 for key in ("dataset", "seed")}
+    """A name for each run: its model's, with protocol, dataset and seed where these differ."""
+    several_seeds = len({row["seed"] for row in rows}) > 1
     names = []
-    for row in rows:
-        extra = [str(row["dataset"])] * several["dataset"] + [f"seed {row['seed']}"] * several["seed"]
-        names.append(" · ".join([label_of(row), *extra]))
+    for name, row in zip(_without_seed(rows), rows, strict=True):
+        names.append(f"{name} · seed {row['seed']}" if several_seeds else name)
     return plots.distinct(names)
+
+
+def _without_seed(rows: Sequence[ResultRow]) -> list[str]:
+    several = len({row["dataset"] for row in rows}) > 1
+    names: dict[int, str] = {}
+    for protocol, group in groups_of(rows):
+        for name, row in zip(line_names(group), group, strict=True):
+            extra = ([str(row["dataset"])] if several else []) + ([protocol] if protocol else [])
+            names[id(row)] = " · ".join([name, *extra])
+    return [names[id(row)] for row in rows]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -41,7 +50,7 @@ def curves(rows: Sequence[ResultRow]) -> Section | None:
         parts.append(Row(validations))
     losses = [plot for name, row in named[:_MOST_CURVES] if (plot := _losses(name, row["curve"])) is not None]
     if losses:
-        parts.append(Row(losses))
+        parts.append(Details(f"Training losses of {len(losses)} runs", [Row(losses)]) if len(losses) > 4 else Row(losses))
     if len(named) > _MOST_CURVES:
         parts.append(Text(f"The curves of the first {_MOST_CURVES} of {len(named)} runs."))
     return Section("Training curves", parts) if parts else None
@@ -139,14 +148,14 @@ def _part(row: ResultRow, name: str) -> Mapping[str, Any]:
 def _runs_table(rows: Sequence[ResultRow]) -> Table:
     header = ["run", "dataset", "seed", "started (UTC)", "training", "test", "peak memory", "machine", "version"]
     body = []
-    for row in rows:
+    for name, row in zip(_without_seed(rows), rows, strict=True):
         memory, machine = _part(row, "peak_memory_bytes"), _part(row, "machine")
         used = memory.get("gpu") or memory.get("cpu")
         where = [machine.get("gpu") or machine.get("cpu") or machine.get("platform")]
         where += [f"{machine['cores']} cores"] if machine.get("cores") and not machine.get("gpu") else []
         body.append(
             [
-                label_of(row),
+                name,
                 row["dataset"],
                 row["seed"],
                 _moment(_record(row).get("started")),
@@ -196,16 +205,6 @@ def _differing_table(rows: Sequence[ResultRow]) -> Table | None:
         return None
     body = [[key, *(_setting(settings_of(row).get(key)) for row in known.values())] for key in keys]
     return Table(["setting", *known], body, "Settings that all runs have and in which they differ", left=1 + len(known))
-
-
-def _without_seed(rows: Sequence[ResultRow]) -> list[str]:
-    several = len({row["dataset"] for row in rows}) > 1
-    names = []
-    for row in rows:
-        same = [other for other in rows if label_of(other) == label_of(row) and other["dataset"] == row["dataset"]]
-        told = [f"{key}={_setting(settings_of(row).get(key))}" for key in differing_keys(same)[:3]]
-        names.append(" ".join([label_of(row), *told]) + (f" · {row['dataset']}" if several else ""))
-    return names
 
 
 def _setting(value: Any) -> str:
