@@ -108,7 +108,7 @@ def analysis_results() -> dict[str, list[dict]]:
         "popularity": {"mean": 59.4, "min": 1.0, "median": 27.0, "max": 583.0, "gini": 0.629, "top_10_percent": 0.42},
         "ties": {"pairs": 0.5, "users": 1.0, "test_items": 0.44},
         "repeats": {"consecutive": 0.0, "interactions": 0.0, "test_items": 0.0},
-        "rules": {"2-grams": {"before": 900, "after": 90.5, "change": -0.9}, "3-grams": {"before": 9, "after": 0, "change": -1}},
+        "rules": {"2-grams": {"before": 9, "after": 0.5, "change": -0.94}, "3-grams": {"before": 4, "after": 0, "change": -1}},
         "reachable": {"from_last": 0.06, "from_any": 0.6},
         "settings": {"support": 5, "confidence": 0.1, "draws": 5, "keep_repeats": False, "seed": 0},
     }  # fmt: skip

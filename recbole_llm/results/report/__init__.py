@@ -13,7 +13,7 @@ from recbole_llm.results.comparison import compare_rows, groups_of
 from recbole_llm.results.files import check_writable, write_text
 from recbole_llm.results.reading import Analysis, Inputs, read_inputs
 from recbole_llm.results.report import comparison, runs
-from recbole_llm.results.report.analyses import section_of
+from recbole_llm.results.report.analyses import SECTIONS, section_of
 from recbole_llm.results.report.page import Page
 from recbole_llm.results.report.parts import Code, Facts, Section, Table
 from recbole_llm.results.table import first_row, known_metric
@@ -79,7 +79,8 @@ def _together(analyses: Sequence[Analysis]) -> list[Analysis]:
             found.append(Analysis(analysis.name, list(analysis.results), analysis.command, analysis.file))
         else:
             other.results += analysis.results
-    return found
+    order = list(SECTIONS)
+    return sorted(found, key=lambda analysis: order.index(analysis.name) if analysis.name in order else len(order))
 
 
 def _other(table: dict[str, Any]) -> Section:

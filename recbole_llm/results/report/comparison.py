@@ -120,7 +120,7 @@ def _cost(comparison: Comparison) -> Plot | None:
                 y=[float(np.mean(values))],
                 name=plots.escape(line.label),
                 mode="markers",
-                marker={"size": 12, "color": look["color"], "symbol": plots.SYMBOLS[place % len(plots.SYMBOLS)]},
+                marker={"size": 12, "color": look["color"]},
                 error_y={"type": "data", "array": [spread], "visible": spread is not None, "color": look["color"]},
             )
         )
@@ -147,7 +147,9 @@ def _ranks(comparison: Comparison) -> Plot | None:
         shares = np.searchsorted(ranks, cutoffs, side="right") / len(ranks)
         traces.append(plots.line(line.label, cutoffs.tolist(), np.round(shares, 5).tolist(), place, mode="lines"))
     figure = plots.figure(traces, x="k", y="share of users")
-    figure.update_xaxes(type="log" if highest > 10 else "linear")
+    if highest > 10:
+        ticks = [step * 10**power for power in range(len(str(highest))) for step in (1, 2, 5)]
+        figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks])
     figure.update_yaxes(tickformat=".0%", rangemode="tozero")
     note = "All users' ranks: at each k, a line's height is the hit rate."
     return Plot(figure, "Users whose target is among the best k", note)

@@ -36,20 +36,63 @@
     const axis = { gridcolor: value("--line"), linecolor: value("--line"), zerolinecolor: value("--quiet") };
     return { text: value("--text"), page: value("--page"), axis };
   }
-  function layoutOf(figure, width) {
+  function layoutOf(figure) {
     const { text, page, axis } = colors();
     const layout = structuredClone(figure.layout);
     for (const name of ["xaxis", "yaxis"]) Object.assign(layout[name], axis);
     return Object.assign(layout, {
-      paper_bgcolor: page, plot_bgcolor: page, autosize: true, width: width,
+      paper_bgcolor: page, plot_bgcolor: page, autosize: true,
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: text },
       hoverlabel: { bgcolor: page, bordercolor: axis.gridcolor, font: { color: text } },
     });
   }
-  const draw = (width) => Promise.all(places.map((place) => {
+  const draw = (some = places) => Promise.all(some.map((place) => {
     const figure = figures[Number(place.dataset.figure)];
-    return Plotly.react(place, figure.data, layoutOf(figure, width), { displaylogo: false, responsive: true, displayModeBar: false });
+    return Plotly.react(place, figure.data, layoutOf(figure), { responsive: true, displayModeBar: false });
   }));
+
+  // --- legends: below the plot, a click hides or shows what is named
+  const SVG = "http://www.w3.org/2000/svg";
+  const DASHES = { dash: "5 3", dot: "2 2", dashdot: "5 2 1 2" };
+  function swatch(trace) {
+    const svg = document.createElementNS(SVG, "svg");
+    svg.setAttribute("width", "22"); svg.setAttribute("height", "10"); svg.setAttribute("aria-hidden", "true");
+    const isLine = (trace.mode || "").includes("lines");
+    const shape = document.createElementNS(SVG, isLine ? "path" : "rect");
+    const color = (isLine && trace.line.color) || trace.marker.color;
+    if (isLine) {
+      shape.setAttribute("d", "M0,5 H22"); shape.setAttribute("stroke", color); shape.setAttribute("stroke-width", "2.5");
+      shape.setAttribute("stroke-dasharray", DASHES[trace.line.dash] || "none");
+    } else {
+      shape.setAttribute("x", "6"); shape.setAttribute("width", "10"); shape.setAttribute("height", "10");
+      shape.setAttribute("fill", color);
+    }
+    svg.append(shape);
+    return svg;
+  }
+  function plain(text) {  // names are escaped for plotly; here they become text
+    return text.replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&");
+  }
+  function addLegend(place) {
+    const figure = figures[Number(place.dataset.figure)];
+    if (!figure.layout.meta || !figure.layout.meta.legend) return;
+    const list = document.createElement("ul");
+    list.className = "legend";
+    figure.data.forEach((trace, number) => {
+      const item = document.createElement("li"), button = document.createElement("button");
+      button.type = "button";
+      button.setAttribute("aria-pressed", "true");
+      button.append(swatch(trace), document.createTextNode(plain(trace.name || "")));
+      button.addEventListener("click", () => {
+        trace.visible = trace.visible === false;
+        button.setAttribute("aria-pressed", String(trace.visible));
+        redraw([place]);
+      });
+      item.append(button);
+      list.append(item);
+    });
+    place.after(list);
+  }
 
   async function load() {
     const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (letter) => letter.charCodeAt(0));
@@ -58,6 +101,7 @@
     script.nonce = nonce;
     script.textContent = await new Response(stream).text();
     document.head.append(script);
+    places.forEach(addLegend);
     await draw();
     root.dataset.drawn = String(places.length);
   }
@@ -70,7 +114,9 @@
     });
   }
   // A plot in a closed <details> has no width yet.
-  for (const details of document.querySelectorAll("details")) details.addEventListener("toggle", () => redraw());
+  for (const details of document.querySelectorAll("details")) {
+    details.addEventListener("toggle", () => redraw(places.filter((place) => details.contains(place))));
+  }
 
   // --- light and dark
   const button = document.getElementById("theme");

@@ -18,7 +18,7 @@ from recbole_llm.errors import printable
 # Okabe and Ito's colors, which readers who are color-blind can tell apart, without black and yellow: legible on light and dark.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")
 DASHES = ("solid", "dash", "dot", "dashdot")
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up")
 
 LONGEST_LABEL = 40
 LONGEST_LINE = 24
@@ -47,9 +47,14 @@ def height_of(labels: Sequence[Any], around: int = 110, line: int = 16) -> int:
     return around + len(labels) * max(30, line * lines + 8)
 
 
-def style(place: int) -> dict[str, Any]:
-    """Color, dash and symbol of the ``place``-th line of a plot: no two of the first 32 look alike."""
-    around = place // len(COLORS)
+def style(place: int, variant: int = 0) -> dict[str, Any]:
+    """Color, dash and symbol of the ``place``-th line of a plot: no two of the first 32 look alike.
+
+    Args:
+        place: of a model, say.
+        variant: of a line that shares its color with others: a seed, say.
+    """
+    around = place // len(COLORS) + variant
     color = COLORS[place % len(COLORS)]
     return {"color": color, "dash": DASHES[around % len(DASHES)], "symbol": SYMBOLS[around % len(SYMBOLS)]}
 
@@ -60,14 +65,14 @@ def figure(traces: Sequence[Any], x: str = "", y: str = "", legend: bool = True,
     Args:
         traces: of plotly.
         x, y: titles of the axes.
-        legend: whether one is shown, below the plot.
+        legend: whether one is shown, where there are several traces.
         layout: more of plotly's layout.
     """
     found = go.Figure(data=list(traces))
     found.update_layout(
         template=None,
-        showlegend=legend and len(traces) > 1,
-        legend={"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"},
+        showlegend=False,
+        meta={"legend": legend and len(traces) > 1},  # drawn by the page, below the plot: it may be long
         margin={"l": 8, "r": 12, "t": 12, "b": 8},
         hovermode="closest",
         xaxis={"title": {"text": escape(x, None)}, "automargin": True, "zeroline": False},
@@ -77,17 +82,17 @@ def figure(traces: Sequence[Any], x: str = "", y: str = "", legend: bool = True,
     return found
 
 
-def line(name: Any, x: Sequence[Any], y: Sequence[float | None], place: int = 0, **changes: Any) -> go.Scatter:
-    """A line with points; the ``place``-th of its plot."""
-    look = style(place)
+def line(name: Any, x: Sequence[Any], y: Sequence[float | None], place: int = 0, variant: int = 0, **more: Any) -> go.Scatter:
+    """A line with points; the ``place``-th of its plot, see :func:`style`."""
+    look = style(place, variant)
     return go.Scatter(
         x=list(x),
         y=[None if value is None or not math.isfinite(value) else value for value in y],
         name=escape(name),
-        mode=changes.pop("mode", "lines+markers" if len(x) < 60 else "lines"),
+        mode=more.pop("mode", "lines+markers" if len(x) < 60 else "lines"),
         line={"color": look["color"], "dash": look["dash"], "width": 2},
-        marker={"color": look["color"], "symbol": look["symbol"], "size": 6},
-        **changes,
+        marker={"color": look["color"], "symbol": look["symbol"], "size": 6, "line": {"width": 0}},
+        **more,
     )
 
 
@@ -147,9 +152,16 @@ def forest(
             )
         )
     found = figure(traces, x=x, legend=False)
-    found.update_yaxes(autorange="reversed", type="category", showgrid=False, categoryorder="array", categoryarray=names)
+    rows_downwards(found, names)
     found.update_xaxes(zeroline=True, zerolinewidth=2, rangemode="tozero", tickformat="+.0%" if percent else "")
     return found
+
+
+def rows_downwards(found: go.Figure, names: Sequence[str]) -> None:
+    """Let a figure's rows, one per name, run from the top down, with half a row of room at both ends."""
+    found.update_yaxes(
+        type="category", categoryorder="array", categoryarray=list(names), range=[len(names) - 0.4, -0.6], showgrid=False
+    )
 
 
 def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], y: str, percent: bool = False) -> go.Figure:
@@ -171,7 +183,7 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], y:
         barmode="group",
         bargap=0.25,
     )
-    found.update_xaxes(type="category")
+    found.update_xaxes(type="category", showgrid=False)
     found.update_yaxes(zeroline=True, tickformat=".0%" if percent else "")
     return found
 

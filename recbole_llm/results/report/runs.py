@@ -57,17 +57,20 @@ def curves(rows: Sequence[ResultRow]) -> Section | None:
 
 
 def _validations(named: Sequence[tuple[str, ResultRow]]) -> list[Plot]:
-    """The metric that models are chosen by, against epochs and against minutes."""
+    """The metric that models are chosen by, against epochs and against minutes: a color per model, a dash per seed."""
     metrics = [str(row.get("valid_metric") or "").lower() for _, row in named]
     metric = next((name for name in metrics if name), None)
+    models = _without_seed([row for _, row in named])
+    colors = {model: place for place, model in enumerate(dict.fromkeys(models))}
     plotted = []
     for x, of in (("epoch", _epoch), ("minutes of training", _minutes)):
         traces: list[Any] = []
-        for name, row in named:
+        for place, (name, row) in enumerate(named):
             points = [point for point in row["curve"] if _valid(point, metric) is not None and of(point) is not None]
             if points:
                 values = [_valid(point, metric) for point in points]
-                traces.append(plots.line(name, [of(point) for point in points], values, len(traces)))
+                variant = models[:place].count(models[place])
+                traces.append(plots.line(name, [of(point) for point in points], values, colors[models[place]], variant))
         if traces:
             figure = plots.figure(traces, x=x, y=f"validation {metric}")
             figure.update_xaxes(rangemode="tozero")
@@ -192,19 +195,19 @@ def _duration(seconds: Any) -> Cell:
 
 
 def _differing_table(rows: Sequence[ResultRow]) -> Table | None:
-    """The settings in which runs of one dataset differ, one line per key, one column per model and variant."""
+    """The settings in which runs differ, among those that have them: one line per key, one column per model and variant."""
     known: dict[str, ResultRow] = {}
     for name, row in zip(_without_seed(rows), rows, strict=True):
         if settings_of(row):
             known.setdefault(name, row)
     if len(known) < 2:
         return None
-    everywhere = set.intersection(*(set(settings_of(row)) for row in known.values()))
-    keys = sorted(key for key in differing_keys(list(known.values())) if key in everywhere)
-    if not keys:
-        return None
-    body = [[key, *(_setting(settings_of(row).get(key)) for row in known.values())] for key in keys]
-    return Table(["setting", *known], body, "Settings that all runs have and in which they differ", left=1 + len(known))
+    body = []
+    for key in sorted(differing_keys(list(known.values()))):
+        shown = [_setting(settings_of(row)[key]) if key in settings_of(row) else "" for row in known.values()]
+        if len(set(shown) - {""}) > 1:
+            body.append([key, *shown])
+    return Table(["setting", *known], body, "Settings in which runs differ", left=1 + len(known)) if body else None
 
 
 def _setting(value: Any) -> str:

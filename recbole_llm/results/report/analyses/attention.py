@@ -40,11 +40,10 @@ def section(analysis: Analysis) -> Section:
             )
             for place, (part, title) in enumerate(PARTS.items())
         ]
-        height = plots.height_of(labels, 150)
+        height = plots.height_of(labels)
         figure = plots.figure(traces, x="share of attention", barmode="stack")
-        figure.update_layout(legend={"y": -60 / max(height - 110, 40), "traceorder": "normal"})
         figure.update_xaxes(range=[0, 1], tickformat=".0%")
-        figure.update_yaxes(autorange="reversed", type="category")
+        plots.rows_downwards(figure, names)
         parts.append(Plot(figure, "Where tokens inside items attend to", height=height, wide=True))
     parts.append(Table(["model", "condition", "layer", *PARTS.values()], rows, left=3))
     for result in analysis.results:

@@ -54,7 +54,7 @@ def section(analysis: Analysis) -> Section:
                 f"{settings['draws']} shuffles, consecutive repeats {repeats}."
             )
         )
-    return Section("Does the data have order?", parts)
+    return Section("Order in the data", parts)
 
 
 def _figures(result: Mapping[str, Any]) -> dict[str, Cell]:

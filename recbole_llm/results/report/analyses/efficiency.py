@@ -38,8 +38,9 @@ def section(analysis: Analysis) -> Section:
                 x=values, y=[plots.wrapped(name) for name in names], orientation="h", marker={"color": plots.COLORS[0]}
             )
             figure = plots.figure([bars], x=COLUMNS[key][0], legend=False)
-            figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
-            shown.append(Plot(figure, COLUMNS[key][0].capitalize(), height=plots.height_of(names)))
+            plots.rows_downwards(figure, [plots.wrapped(name) for name in names])
+            title = COLUMNS[key][0]
+            shown.append(Plot(figure, title[:1].upper() + title[1:], height=plots.height_of(names)))
     first = results[0]
     machine = f"{first['device']}, {first['threads']} threads, {first['users']:,} test users."
     memory = " Memory: of the whole process so far, all models before included (on a GPU: of this model's inference)."

@@ -57,9 +57,8 @@ def section(analysis: Analysis) -> Section:
             ),
         ]
         figure = plots.figure(traces, x="cosine")
-        figure.update_yaxes(autorange="reversed", type="category")
-        height = plots.height_of(labels, 150)
-        figure.update_layout(legend={"y": -60 / max(height - 110, 40)})
+        plots.rows_downwards(figure, names)
+        height = plots.height_of(labels)
         note = "Bars: from the 5 % to the 95 % quantile of the users whose history has another order."
         parts.append(Plot(figure, "Cosine of representations", note, height=height, wide=True))
     header = ["model", "condition", "users", "cosine", "5 %", "median", "95 %", "between users", "distance", "unit distance"]
