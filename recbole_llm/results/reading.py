@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,8 +156,8 @@ def _analysis(file: Path, content: Mapping[str, Any]) -> Analysis:
     if not results or not all(isinstance(result, dict) for result in results):
         raise UserError(f"{file} is damaged: it holds no results of an analysis; make it again by recbole-llm analyze.")
     command = content.get("command")
-    words = isinstance(command, list) and all(isinstance(word, str) for word in command)
-    return Analysis(content["analysis"], results, " ".join(command) if words else None, file)  # type: ignore[arg-type]
+    words = [word for word in command if isinstance(word, str)] if isinstance(command, list) else []
+    return Analysis(content["analysis"], results, shlex.join(words) or None, file)
 
 
 def _published(file: Path, content: Mapping[str, Any], inputs: Inputs) -> None:

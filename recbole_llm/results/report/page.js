@@ -36,19 +36,21 @@
     const axis = { gridcolor: value("--line"), linecolor: value("--line"), zerolinecolor: value("--quiet") };
     return { text: value("--text"), page: value("--page"), axis };
   }
-  function layoutOf(figure) {
+  function layoutOf(figure, width) {
     const { text, page, axis } = colors();
     const layout = structuredClone(figure.layout);
     for (const name of ["xaxis", "yaxis"]) Object.assign(layout[name], axis);
     return Object.assign(layout, {
-      paper_bgcolor: page, plot_bgcolor: page, autosize: true,
+      paper_bgcolor: page, plot_bgcolor: page, ...(width ? { autosize: false, width } : { autosize: true }),
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: text },
       hoverlabel: { bgcolor: page, bordercolor: axis.gridcolor, font: { color: text } },
     });
   }
-  const draw = (some = places) => Promise.all(some.map((place) => {
+  const PAPER = { row: 335, whole: 690 };  // pixels of a plot on A4 or letter; two stand side by side in a row
+  const draw = (some = places, onPaper = false) => Promise.all(some.map((place) => {
     const figure = figures[Number(place.dataset.figure)];
-    return Plotly.react(place, figure.data, layoutOf(figure), { responsive: true, displayModeBar: false });
+    const width = onPaper ? (place.closest(".row") ? PAPER.row : PAPER.whole) : 0;
+    return Plotly.react(place, figure.data, layoutOf(figure, width), { responsive: true, displayModeBar: false });
   }));
 
   // --- legends: below the plot, a click hides or shows what is named
@@ -105,6 +107,7 @@
     await draw();
     root.dataset.drawn = String(places.length);
   }
+  let restore = null;  // what undoes the changes for print
   const nonce = document.currentScript.nonce;
   let redraw = () => {};
   if (places.length) {
@@ -115,7 +118,7 @@
   }
   // A plot in a closed <details> has no width yet.
   for (const details of document.querySelectorAll("details")) {
-    details.addEventListener("toggle", () => redraw(places.filter((place) => details.contains(place))));
+    details.addEventListener("toggle", () => { if (!restore) redraw(places.filter((place) => details.contains(place))); });
   }
 
   // --- light and dark
@@ -126,9 +129,8 @@
   show();
 
   // --- print: light, all details open, plots as wide as the paper
-  let restore = null;
   window.addEventListener("beforeprint", () => {
-    const closed = [...document.querySelectorAll("details:not([open])")];
+    const closed = [...document.querySelectorAll("details:not([open]):not(.long)")];
     const theme = root.dataset.theme;
     restore = () => {
       closed.forEach((details) => { details.open = false; });
@@ -136,7 +138,7 @@
     };
     closed.forEach((details) => { details.open = true; });
     root.dataset.theme = "light";
-    redraw();
+    redraw(places, true);
   });
   window.addEventListener("afterprint", () => { if (restore) restore(); restore = null; redraw(); });
 })();

@@ -101,10 +101,11 @@ class Row:
 
 @dataclass
 class Details:
-    """Parts that a reader opens by a click; open in print."""
+    """Parts that a reader opens by a click; open in print, but for ``long`` ones."""
 
     title: str
     parts: Sequence[Any]
+    long: bool = False
     kind: str = field(default="details", init=False)
 
 

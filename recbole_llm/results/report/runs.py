@@ -160,7 +160,7 @@ def _runs_table(rows: Sequence[ResultRow]) -> Table:
             [
                 name,
                 row["dataset"],
-                row["seed"],
+                str(row["seed"]),
                 _moment(_record(row).get("started")),
                 _duration(row.get("train_seconds")),
                 _duration(row.get("eval_seconds")),
@@ -237,5 +237,5 @@ def _details(name: str, row: ResultRow) -> Details:
         parts.append(Table(["setting", "value"], [[key, _setting(value)] for key, value in changed.items()], "Changed", left=2))
     if settings_of(row):
         body = [[key, _setting(value)] for key, value in sorted(settings_of(row).items())]
-        parts.append(Details(f"All {len(body)} settings", [Table(["setting", "value"], body, left=2)]))
+        parts.append(Details(f"All {len(body)} settings", [Table(["setting", "value"], body, left=2)], long=True))
     return Details(name, parts)

@@ -8,7 +8,7 @@ from typing import Any
 from recbole_llm.results.reading import Analysis
 from recbole_llm.results.report import plots
 from recbole_llm.results.report.analyses.names import bounds_of, name_of, share
-from recbole_llm.results.report.parts import Plot, Row, Section, Table, Text, number
+from recbole_llm.results.report.parts import Details, Plot, Row, Section, Table, Text, number
 from recbole_llm.results.table import decimal, p_value
 
 
@@ -22,7 +22,8 @@ def section(analysis: Analysis) -> Section:
     parts: list[Any] = [Row([_bars(groups, grouping, metric, None) for grouping in groupings])]
     conditions = list(dict.fromkeys(condition for group in groups for condition in group["conditions"]))
     parts += [Row([_bars(groups, grouping, metric, condition) for grouping in groupings]) for condition in conditions]
-    parts.append(_table(groups, metric))
+    table = _table(groups, metric)
+    parts.append(Details(f"All {len(table.rows)} lines as a table", [table]) if len(table.rows) > 20 else table)
     return Section("Groups of users", parts)
 
 
