@@ -222,8 +222,8 @@ def test_a_figure_that_was_no_number_stays_a_dash(tmp_path):
     [
         (None, "cannot be read (No such file or directory)."),
         (b"\xff\xfe", "cannot be read (it is no text)."),
-        (b"model: A", "was not written by results_file or per_user_file."),
-        (b'{"model": "A"}', "was not written by results_file or per_user_file."),
+        (b"model: A", "is neither a run nor a results_file, per_user_file or analysis"),
+        (b'{"model": "A"}', "is neither a run nor a results_file, per_user_file or analysis"),
         (b'[{"model": "A"}]', "was not written by results_file or per_user_file."),
         (b"model\tseed\tuser\trank\nA\t1\tu1\tfirst\n", "line 2: this is no line of a per_user_file."),
         (b"model\tseed\tuser\tfirst\nA\t1\tu1\t2\n", "line 2: this is no line of a per_user_file."),
@@ -250,9 +250,9 @@ def test_mistakes_in_the_command(tmp_path, capsys):
     write_json([make_row("A", [1])], tmp_path / "a.json")
     write_json([], tmp_path / "none.json")
     for words, sentence in (
-        ([], "name the files of the runs"),
+        ([], "name runs: the folders"),
         ([str(tmp_path / "none.json")], "there is no run in"),
-        ([str(tmp_path / "a.json"), "--against=B"], "--against=B: the files have A."),
+        ([str(tmp_path / "a.json"), "--against=B"], "against: there is no 'B' among A."),
         ([str(tmp_path / "a.json"), "--agains=A"], "did you mean --against?"),
     ):
         assert cli.main(["table", *words]) == 2
