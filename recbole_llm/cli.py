@@ -156,7 +156,7 @@ def table(argv: Sequence[str]) -> int:
 
 def report(argv: Sequence[str]) -> int:
     """``recbole-llm report``: one HTML file of runs and analyses."""
-    from recbole_llm.results.report import DEFAULT_OUTPUT, write_report
+    from recbole_llm.results.report.write import DEFAULT_OUTPUT, write_report
 
     sources, settings = _sources(argv, {"against", "metric", "output", "title"})
     if settings is None:

@@ -21,9 +21,9 @@ from recbole_llm import cli
 from recbole_llm.errors import UserError
 from recbole_llm.results.files import write_json
 from recbole_llm.results.reading import Analysis
-from recbole_llm.results.report import write_report
 from recbole_llm.results.report.analyses import SECTIONS, section_of
 from recbole_llm.results.report.parts import Details, Plot, Row, Table
+from recbole_llm.results.report.write import write_report
 
 ROOT = Path(__file__).parents[2]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
