@@ -1,4 +1,4 @@
-"""The command line: ``recbole-llm run``, ``table``, ``recommend``, ``prepare`` and ``analyze``.
+"""The command line: ``recbole-llm run``, ``table``, ``runs``, ``recommend``, ``prepare`` and ``analyze``.
 
 Invalid input ends with one sentence on standard error and exit code 2; so do Ctrl-C and the signals that end a process.
 """
@@ -21,6 +21,8 @@ recbole-llm: LLM-based sequential recommenders in RecBole
       train and compare models; --help lists models, datasets and backbones, --help --model=LLMSTAR its keys
   recbole-llm table FILE ... [--against=SASRec]
       print one table, with tests, of runs that were made apart, from their results_file and per_user_file
+  recbole-llm runs [FOLDER] [--model=LLMSTAR] [--delete=NAME,NAME]
+      list what was trained, with results, time and size; --help has the rest
   recbole-llm recommend --checkpoint=saved/... (--user=196 | --history='[Toy Story, GoldenEye]') [--topk=10]
       print the top items of a trained model, by title; where its files have moved, name them by --data_path,
       --teacher_checkpoint, --pretrained and --backbone
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(USAGE, end="")
             return 0
         command, rest = argv[0], argv[1:]
-        commands = {"run": run, "table": table, "recommend": recommend, "prepare": prepare, "analyze": analyze}
+        commands = {"run": run, "table": table, "runs": runs, "recommend": recommend, "prepare": prepare, "analyze": analyze}
         if command not in commands:
             near, known = closest(command, commands), tuple(commands)
             raise UserError(f"unknown command {command!r}" + (f"; did you mean {near}?" if near else f"; choose {known}."))
@@ -149,6 +151,14 @@ def table(argv: Sequence[str]) -> int:
     if first is not None and first not in names:
         raise UserError(f"--against={first}: the files have {', '.join(names)}.")
     print(report.format_table(sorted(rows, key=lambda row: report.label_of(row) != first)))
+    return 0
+
+
+def runs(argv: Sequence[str]) -> int:
+    """``recbole-llm runs``: list the runs in a folder, or remove some."""
+    from recbole_llm.results.listing import command
+
+    print(command(argv))
     return 0
 
 

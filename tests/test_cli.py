@@ -199,7 +199,8 @@ def test_s3rec_is_pretrained_and_then_finetuned(chain_data):
     assert cli.main([*command, *arguments, "--results_file=out.json"]) == 0
     assert json.loads(Path("out.json").read_text())[0]["metrics"]["test"]["hit@5"] > 0
     points = json.loads(next(Path("saved").glob("S3Rec-*/curve.json")).read_text())
-    assert [(point.get("stage"), point["epoch"]) for point in points] == [("pretrain", 1), ("pretrain", 2), (None, 1), (None, 2)]
+    stages = [(point.get("stage"), point["epoch"]) for point in points]
+    assert stages == [("pretrain", 1), ("pretrain", 2), (None, 1), (None, 2)]
     assert points[0]["losses"]["loss"] > 0 and points[0]["valid"] is None and points[3]["valid"]["hit@5"] >= 0
     assert len(list(Path("saved").glob("[!.]*"))) == 1, "no copies of the pre-trained model are left"
     assert cli.main([*command, *arguments, "--results_file=again.json"]) == 0
