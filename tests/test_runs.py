@@ -19,6 +19,7 @@ from recbole_llm.lock import held
 from recbole_llm.quick_start import compare
 from recbole_llm.results import listing
 from recbole_llm.results.run import read_run
+from recbole_llm.teacher.stock import CausalTraining
 from recbole_llm.trainer.trainer import LLMTrainer
 
 MODELS, LABELS = ["SASRec", "LLMSRec:b"], ["SASRec", "LLMSRec"]
@@ -303,3 +304,34 @@ def test_mistakes_in_runs(capsys, words, sentence):
 def test_sizes_and_ages():
     assert [listing.format_size(size) for size in (0, 999, 1000, 4.25e6, 2e9)] == ["0 B", "999 B", "1.0 kB", "4.2 MB", "2.0 GB"]
     assert [listing.format_age(age) for age in (-5, 59, 3599, 7300, 200_000)] == ["0 min", "0 min", "59 min", "2 h", "2 d"]
+
+
+# --- stopped and gone on with ----------------------------------------------------------------------------------------
+
+
+def test_a_comparison_that_was_stopped_everywhere_ends_as_one_that_was_not(there, settings, monkeypatch, tmp_path):
+    """Stopped in the baseline's training, before its test, in a model's training and before its test; see also
+    tests/robustness/test_kills.py."""
+    monkeypatch.chdir(tmp_path)
+    asked = {**settings, "resume": True}
+    places = (
+        (CausalTraining, "batch_loss", 2), (quick_start, "evaluate", 0), (LLMTrainer, "_train_step", 2),
+        (LLMTrainer, "evaluate", 1), (quick_start, "keep_run", 0),
+    )  # fmt: skip
+    for owner, name, calls in places:
+        whole, left = getattr(owner, name), [calls]
+
+        def stopped(*arguments, whole=whole, left=left, **options):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return whole(*arguments, **options)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(owner, name, stopped)
+            compare(MODELS, "chain", settings=asked)
+    rows = compare(MODELS, "chain", settings=asked)
+    for row, before in zip(rows, there.rows, strict=True):
+        assert row["metrics"] == before["metrics"] and np.array_equal(row["ranks"], before["ranks"])
+        points, whole = (read_run(folder).curve for folder in (row["checkpoint"], there.folder / before["checkpoint"]))
+        assert [{**point, "seconds": 0} for point in points] == [{**point, "seconds": 0} for point in whole]
