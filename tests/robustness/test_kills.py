@@ -22,11 +22,12 @@ KILLS = 10
 
 @pytest.mark.slow
 def test_ten_kills(chain_data, tmp_path, capsys):
-    """A stock model, an LLM recommender and one that is trained in stages; each process is killed at a random moment."""
+    """A stock model, an LLM recommender and one that is trained in stages; each process is killed at a random
+    moment after it has brought the comparison further."""
     settings = {
         "model": "SASRec,LLMSRec,CoLLM", "dataset": "chain", "data_path": chain_data, "backbone": "tiny",
         "backbone_dtype": "float32", "head_hidden_size": 16, "representation_size": 8, "item_projection_hidden_size": 16,
-        "epochs": 1, "eval_step": 0.3, "SASRec.epochs": 2, "SASRec.hidden_size": 8, "SASRec.inner_size": 16,
+        "epochs": 2, "eval_step": 0.3, "SASRec.epochs": 2, "SASRec.hidden_size": 8, "SASRec.inner_size": 16,
         "SASRec.n_layers": 1, "topk": "[1,5]", "valid_metric": "Hit@5", "eval_args": "{mode: uni9}", "valid_users": 20,
         "train_batch_size": 10, "use_gpu": False, "show_progress": False, "protocol": "retrieval", "resume": True,
         "results_file": "results.json",
@@ -34,18 +35,19 @@ def test_ten_kills(chain_data, tmp_path, capsys):
     words = ["run", *(f"--{key}={value}" for key, value in settings.items())]
     whole = forks.run(words, tmp_path / "whole", tmp_path / "logs")
     assert whole.code == 0, whole.errors
-    choice, kills, parts = random.Random(7), 0, []
-    while kills < KILLS:
+    choice, saved, finished = random.Random(7), tmp_path / "killed" / "saved", []
+    for kills in range(KILLS):
+        started = time.time()
         child = forks.start(words, tmp_path / "killed", tmp_path / "logs")
-        moment = whole.seconds * choice.uniform(0.05, 0.35)
-        time.sleep(moment)
-        ended, status = os.waitpid(child, os.WNOHANG)
-        assert not ended, f"it was done after {kills} kills: {os.waitstatus_to_exitcode(status)}"
+        while not _written_since(saved, started):
+            ended, _ = os.waitpid(child, os.WNOHANG)
+            assert not ended, f"it was done after {kills} kills"
+            time.sleep(0.01)
+        time.sleep(choice.uniform(0, 0.03 * whole.seconds))
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), f"it was done after {kills} kills"
         os.killpg(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        kills += 1
-        done = [path for path in (tmp_path / "killed" / "saved").glob("*/run.json")]
-        parts.append(f"{moment:.1f}s: {len(done)}")
+        finished.append(len(list(saved.glob("*/run.json"))))
     last = forks.run(words, tmp_path / "killed", tmp_path / "logs")
     assert last.code == 0, last.errors
     folders = [tmp_path / name for name in ("whole", "killed")]
@@ -59,8 +61,13 @@ def test_ten_kills(chain_data, tmp_path, capsys):
     tables = [format_table(_without_times(read_rows([folder / "results.json"]))) for folder in folders]
     assert tables[0] == tables[1] and "CoLLM" in tables[0]
     with capsys.disabled():
-        print(f" {kills} kills in {whole.seconds:.0f} s of work (finished runs after each: {', '.join(parts)})", end="")
+        print(f" {KILLS} kills in {whole.seconds:.0f} s of work; finished runs after each: {finished}", end="")
     assert not [path for path in Path(tmp_path, "killed", "saved").rglob("*") if path.suffix in (".tmp", ".part", ".pth")]
+
+
+def _written_since(folder: Path, moment: float) -> bool:
+    """Whether a run's folder has a file that is new."""
+    return any(path.lstat().st_mtime > moment for path in folder.glob("[!.]*/**/*") if path.exists())
 
 
 def _without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
