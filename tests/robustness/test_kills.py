@@ -22,10 +22,10 @@ KILLS = 10
 
 @pytest.mark.slow
 def test_ten_kills(chain_data, tmp_path, capsys):
-    """A stock model, an LLM recommender and one that is trained in stages; each process is killed at a random
+    """A stock model and an LLM recommender that learns from it; each process is killed at a random
     moment after it has brought the comparison further."""
     settings = {
-        "model": "SASRec,LLMSRec,CoLLM", "dataset": "chain", "data_path": chain_data, "backbone": "tiny",
+        "model": "SASRec,LLMSRec", "dataset": "chain", "data_path": chain_data, "backbone": "tiny",
         "backbone_dtype": "float32", "head_hidden_size": 16, "representation_size": 8, "item_projection_hidden_size": 16,
         "epochs": 2, "eval_step": 0.3, "SASRec.epochs": 2, "SASRec.hidden_size": 8, "SASRec.inner_size": 16,
         "SASRec.n_layers": 1, "topk": "[1,5]", "valid_metric": "Hit@5", "eval_args": "{mode: uni9}", "valid_users": 20,
@@ -52,14 +52,14 @@ def test_ten_kills(chain_data, tmp_path, capsys):
     assert last.code == 0, last.errors
     folders = [tmp_path / name for name in ("whole", "killed")]
     reports = [json.loads((folder / "results.json").read_text()) for folder in folders]
-    assert len(reports[0]) == 3
+    assert len(reports[0]) == 2
     for one, other in zip(*reports, strict=True):
         names = ("label", "seed", "metrics", "test_set", "users", "folder")
         assert [one[name] for name in names] == [other[name] for name in names]
         runs = [read_run(folder / one["folder"]) for folder in folders]
         assert runs[0].ranks()["ranks"].tolist() == runs[1].ranks()["ranks"].tolist()
     tables = [format_table(_without_times(read_rows([folder / "results.json"]))) for folder in folders]
-    assert tables[0] == tables[1] and "CoLLM" in tables[0]
+    assert tables[0] == tables[1] and "LLMSRec" in tables[0]
     with capsys.disabled():
         print(f" {KILLS} kills in {whole.seconds:.0f} s of work; finished runs after each: {finished}", end="")
     assert not [path for path in Path(tmp_path, "killed", "saved").rglob("*") if path.suffix in (".tmp", ".part", ".pth")]
