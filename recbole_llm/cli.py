@@ -1,4 +1,4 @@
-"""The command line: ``recbole-llm run``, ``table``, ``report``, ``recommend``, ``prepare`` and ``analyze``.
+"""The command line: ``recbole-llm run``, ``table``, ``report``, ``runs``, ``recommend``, ``prepare`` and ``analyze``.
 
 Invalid input ends with one sentence on standard error and exit code 2; so do Ctrl-C and the signals that end a process.
 """
@@ -23,6 +23,8 @@ recbole-llm: LLM-based sequential recommenders in RecBole
       print one table, with tests, of runs that were made apart: their folders, or their results_file and per_user_file
   recbole-llm report RUN ... [--output=report.html] [--against=SASRec] [--metric=ndcg@10] [--title=TITLE]
       write one HTML file with table, plots, commands and settings of runs and of files of analyze; it opens offline
+  recbole-llm runs [FOLDER] [--model=LLMSTAR] [--delete=NAME,NAME]
+      list what was trained, with results, time and size; --help has the rest
   recbole-llm recommend --checkpoint=saved/... (--user=196 | --history='[Toy Story, GoldenEye]') [--topk=10]
       print the top items of a trained model, by title; where its files have moved, name them by --data_path,
       --teacher_checkpoint, --pretrained and --backbone
@@ -45,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "run": run,
             "table": table,
             "report": report,
+            "runs": runs,
             "recommend": recommend,
             "prepare": prepare,
             "analyze": analyze,
@@ -179,6 +182,14 @@ def _sources(argv: Sequence[str], known: set[str]) -> tuple[list[str], dict[str,
     if not sources:
         raise UserError("name runs: the folders saved/SASRec-... and saved/LLMSTAR-..., say, or files: sasrec.json sasrec.tsv.")
     return sources, {name: str(value) for name, value in settings.items() if value is not None}
+
+
+def runs(argv: Sequence[str]) -> int:
+    """``recbole-llm runs``: list the runs in a folder, or remove some."""
+    from recbole_llm.results.listing import command
+
+    print(command(argv))
+    return 0
 
 
 def recommend(argv: Sequence[str]) -> int:

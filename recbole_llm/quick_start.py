@@ -284,6 +284,8 @@ def row_of_test(folder: Path, config: Config, split: Any) -> dict[str, Any] | No
     """
     if config["fresh"] or not run.exists(folder):
         return None
+    if config["endpoint_url"]:  # what was not answered is asked again; the answers are in a file of their own
+        return None
     try:
         row = run.read_run(folder).row()
     except UserError as error:

@@ -84,6 +84,7 @@ class _Waiting(logging.Handler):
 
 def start_console(level: str | None) -> None:
     """Send messages to the console, and keep them for the log files of the runs to come."""
+    LOGS.mkdir(parents=True, exist_ok=True)  # or say so before anything is trained
     root = getLogger()
     for handler in root.handlers[:]:
         root.removeHandler(handler)
