@@ -7,27 +7,36 @@
 
 import importlib
 import os
+from typing import TYPE_CHECKING, Any
 
 # oneDNN, which multiplies bfloat16 matrices on CPU, keeps 1,024 prepared multiplications, one for each shape that it met.
 # Ragged prompts give a new shape at every step: memory would grow by gigabytes. It looks here when it is first used.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-
-from typing import Any  # noqa: E402
 
 from wrapt import register_post_import_hook  # noqa: E402
 
 from recbole_llm._version import __version__  # noqa: E402
 from recbole_llm.registry import register_model  # noqa: E402
 
-__all__ = ["__version__", "load", "register_model"]
+if TYPE_CHECKING:
+    from recbole_llm.quick_start import compare
+    from recbole_llm.recommend import load
+    from recbole_llm.results.table import table
 
-_WHERE = {"load": "recbole_llm.recommend"}  # what needs RecBole and PyTorch, imported when it is asked for
+__all__ = ["__version__", "compare", "load", "register_model", "table"]
+
+# Imported when they are first used: they need RecBole and PyTorch, or the libraries of tables and tests.
+_LATER = {"compare": "recbole_llm.quick_start", "load": "recbole_llm.recommend", "table": "recbole_llm.results.table"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'recbole_llm' has no attribute '{name}'")
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def _extend(_recbole: Any) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``recbole-llm run``, ``table``, ``recommend``, ``prepare`` and ``analyze``.
+"""The command line: ``recbole-llm run``, ``table``, ``report``, ``runs``, ``recommend``, ``prepare`` and ``analyze``.
 
 Invalid input ends with one sentence on standard error and exit code 2; so do Ctrl-C and the signals that end a process.
 """
@@ -20,8 +20,12 @@ recbole-llm: LLM-based sequential recommenders in RecBole
 
   recbole-llm run --model=SASRec,LLMSRec,LLMSTAR --dataset=ml-100k [--seed=1,2,3] [--key=value ...]
       train and compare models; --help lists models, datasets and backbones, --help --model=LLMSTAR its keys
-  recbole-llm table FILE ... [--against=SASRec]
-      print one table, with tests, of runs that were made apart, from their results_file and per_user_file
+  recbole-llm table RUN ... [--against=SASRec] [--metric=ndcg@10] [--format=text|md|latex|csv]
+      print one table, with tests, of runs that were made apart: their folders, or their results_file and per_user_file
+  recbole-llm report RUN ... [--output=report.html] [--against=SASRec] [--metric=ndcg@10] [--title=TITLE]
+      write one HTML file with table, plots, commands and settings of runs and of files of analyze; it opens offline
+  recbole-llm runs [FOLDER] [--model=LLMSTAR] [--delete=NAME,NAME]
+      list what was trained, with results, time and size; --help has the rest
   recbole-llm recommend --checkpoint=saved/... (--user=196 | --users=FILE | --history='[Toy Story, GoldenEye]') [--topk=10]
       print the top items of a trained model (--format=text|json) or write them (--output=out.parquet|csv|json); where its
       files have moved, name them by --data_path, --teacher_checkpoint, --pretrained and --backbone
@@ -43,7 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"recbole-llm {__version__}")
             return 0
         command, rest = argv[0], argv[1:]
-        commands = {"run": run, "table": table, "recommend": recommend, "prepare": prepare, "analyze": analyze}
+        commands = {
+            "run": run,
+            "table": table,
+            "report": report,
+            "runs": runs,
+            "recommend": recommend,
+            "prepare": prepare,
+            "analyze": analyze,
+        }
         if command not in commands:
             near, known = closest(command, commands), tuple(commands)
             raise UserError(f"unknown command {command!r}" + (f"; did you mean {near}?" if near else f"; choose {known}."))
@@ -136,26 +148,54 @@ def run(argv: Sequence[str]) -> int:
 
 def table(argv: Sequence[str]) -> int:
     """``recbole-llm table``: one table of runs that were made apart, on several machines, say."""
-    from recbole_llm.config.command_line import parse_command_line
-    from recbole_llm.results import files as results
-    from recbole_llm.results import table as report
+    from recbole_llm.results.reading import read_inputs
+    from recbole_llm.results.table import format_table
 
-    files = [word for word in argv if not word.startswith("-")]
+    sources, settings = _sources(argv, {"against", "metric", "format"})
+    if settings is None:
+        return 0
+    inputs = read_inputs(sources)
+    if not inputs.rows:
+        raise UserError(f"there is no run in {', '.join(sources)}; give the folders of runs, or the results_file of each.")
+    for note in inputs.notes:
+        print(printable(note, None), file=sys.stderr)
+    form = {"format": settings["format"]} if "format" in settings else {}
+    print(format_table(inputs.rows, settings.get("metric"), against=settings.get("against"), **form))
+    return 0
+
+
+def report(argv: Sequence[str]) -> int:
+    """``recbole-llm report``: one HTML file of runs and analyses."""
+    from recbole_llm.results.report.write import DEFAULT_OUTPUT, write_report
+
+    sources, settings = _sources(argv, {"against", "metric", "output", "title"})
+    if settings is None:
+        return 0
+    output = settings.pop("output", DEFAULT_OUTPUT)
+    print(printable(write_report(sources, output, **settings), None))
+    return 0
+
+
+def _sources(argv: Sequence[str], known: set[str]) -> tuple[list[str], dict[str, str] | None]:
+    """Files and folders on the command line, and the options beside them as text; None for these where help was asked for."""
+    from recbole_llm.config.command_line import parse_command_line
+
+    sources = [word for word in argv if not word.startswith("-")]
     settings = parse_command_line([word for word in argv if word.startswith("-")])
-    _refuse_unknown(settings, {"against", "help"})
+    _refuse_unknown(settings, known | {"help"})
     if settings.get("help"):
         print(USAGE, end="")
-        return 0
-    if not files:
-        raise UserError("name the files of the runs: recbole-llm table sasrec.json llmstar.json sasrec.tsv llmstar.tsv.")
-    rows = results.read_rows(files)
-    first = settings.get("against")
-    names = list(dict.fromkeys(map(report.label_of, rows)))
-    if not names:
-        raise UserError(f"there is no run in {', '.join(files)}; give the results_file of each run.")
-    if first is not None and first not in names:
-        raise UserError(f"--against={first}: the files have {', '.join(names)}.")
-    print(report.format_table(sorted(rows, key=lambda row: report.label_of(row) != first)))
+        return sources, None
+    if not sources:
+        raise UserError("name runs: the folders saved/SASRec-... and saved/LLMSTAR-..., say, or files: sasrec.json sasrec.tsv.")
+    return sources, {name: str(value) for name, value in settings.items() if value is not None}
+
+
+def runs(argv: Sequence[str]) -> int:
+    """``recbole-llm runs``: list the runs in a folder, or remove some."""
+    from recbole_llm.results.listing import command
+
+    print(command(argv))
     return 0
 
 
@@ -212,9 +252,6 @@ def recommend(argv: Sequence[str]) -> int:
 
 def prepare(argv: Sequence[str]) -> int:
     """``recbole-llm prepare``: make a dataset."""
-    from recbole_llm.data.prepare.needs import require_polars
-
-    require_polars()
     from recbole_llm.data.prepare.command import prepare as make
 
     make(argv)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,6 +64,18 @@ def written_folder(target: Path) -> Iterator[Path]:
             os.rename(target, Path(scratch) / "old")
         os.rename(new, target)
     _sync(target.parent)
+
+
+def tree_size(folder: Path) -> int:
+    """Bytes of all files in a folder, without what links point to; files that vanish meanwhile count nothing."""
+    size = 0
+    for path in folder.rglob("*"):
+        try:
+            status = path.lstat()
+        except OSError:
+            continue
+        size += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return size
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import functools
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from logging import getLogger
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -23,6 +24,7 @@ def register() -> None:
     import recbole.data.utils
     import recbole.quick_start.quick_start as quick_start
     import recbole.trainer
+    import recbole.utils.logger
     import recbole.utils.utils
     from recbole.config import Config
 
@@ -31,6 +33,7 @@ def register() -> None:
     redirect(recbole.data.utils.create_dataset, _create_dataset)
     redirect(recbole.data.utils.create_samplers, _create_samplers)
     redirect(quick_start.load_data_and_model, _load_data_and_model)
+    redirect(recbole.utils.logger.init_logger, _init_logger)
     _offer(recbole.data.dataset, "Dataset", "dataset")
     _offer(recbole.trainer, "Trainer", "trainer")
     _wrap_method(Config, "_load_internal_config_dict", _load_internal_config_dict)
@@ -125,6 +128,20 @@ def _offer(module: ModuleType, suffix: str, part: str) -> None:
         raise AttributeError(f"module '{module.__name__}' has no attribute '{name}'")
 
     module.__getattr__ = __getattr__
+
+
+def _init_logger(stock: FunctionType) -> Callable:
+    """Metrics of our protocols are not rounded: RecBole's messages would print all their digits."""
+
+    def init_logger(config):
+        stock(config)
+        if _uses_our_settings(config, config["model"]):
+            from recbole_llm.results.log import Readable  # with TensorBoard: slow to import
+
+            for handler in getLogger().handlers:
+                handler.addFilter(Readable())
+
+    return init_logger
 
 
 # ---------------------------------------------------------------------------------------------------------------------

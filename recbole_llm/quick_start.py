@@ -9,16 +9,16 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import logging
 import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 from recbole.config import Config
-from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_seed
+from recbole.utils import ModelType, get_model, get_trainer, init_seed
 
 from recbole_llm import checkpoint, preflight
 from recbole_llm.config.identity import deciding_settings, own_training_keys
@@ -27,10 +27,14 @@ from recbole_llm.config.settings import make_config, model_of, settings_for
 from recbole_llm.data.loaders import dataloaders
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError, first_line, printable, sentence_for
-from recbole_llm.evaluation.evaluate import RankingResult, evaluate
+from recbole_llm.evaluation.evaluate import evaluate, identify_test_set
+from recbole_llm.evaluation.ranking import is_per_user, metrics_from_ranks
 from recbole_llm.evaluation.stock_scores import stock_predictions, stock_scores
 from recbole_llm.lock import held
 from recbole_llm.registry import is_ours
+from recbole_llm.results import log, run
+from recbole_llm.results.describe import PeakMemory, keep_run, settings_of
+from recbole_llm.results.run import read_curve
 from recbole_llm.teacher import stock
 
 
@@ -74,10 +78,13 @@ def compare(
         for seed in chosen_seeds
         for name in models
     }
+    for config in configs.values():
+        log.check_tracker(config["log_wandb"])
     start_logging(next(iter(configs.values())), models)
     data = SharedData()
     rows: list[dict[str, Any]] = []
     preflight.check(configs.values(), data)
+    log.mark()
     for (_, name), config in configs.items():
         try:
             # A teacher that several models share has one row.
@@ -91,11 +98,12 @@ def compare(
             if len(configs) == 1 and sentence_for(error) is not None:
                 raise
             # What the other models gave, and will give, is not lost because one failed.
-            log_traceback(error)
+            log_traceback(error, config)
             rows.append({"model": name, "dataset": dataset, "seed": config["seed"], "error": failure(error)})
         if on_row is not None:
             on_row(rows)
         gc.collect()
+        log.rewind()
     return [row for row in rows if row.get("role") != "teacher"] + [row for row in rows if row.get("role") == "teacher"]
 
 
@@ -104,13 +112,10 @@ def failure(error: BaseException) -> str:
     return printable(sentence_for(error) or f"{type(error).__name__}: {first_line(error)}", None)
 
 
-def log_traceback(error: BaseException) -> None:
-    """Write where an error came from to the log file; the console has its sentence."""
-    lines = "".join(traceback.format_exception(error))
-    record = logging.LogRecord("recbole_llm", logging.ERROR, __file__, 0, lines, None, None)
-    for handler in getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handle(record)
+def log_traceback(error: BaseException, config: Config) -> None:
+    """Write where an error came from to a log file of the model; the console has its sentence."""
+    with log.run_log(config["model"], f"{config['model']}-{config['dataset']}-seed{config['seed']}-failed"):
+        log.log_to_files("".join(traceback.format_exception(error)))
 
 
 def configure(
@@ -181,57 +186,93 @@ def default_protocol(ours: Sequence[str], settings: Mapping[str, Any]) -> str:
 
 
 def start_logging(config: Config, models: Sequence[str]) -> None:
-    """RecBole's log file and console messages, for a run of several models."""
-    root = getLogger()
-    for handler in root.handlers[:]:
-        root.removeHandler(handler)
-    init_logger(config)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    root.info(f"Comparing {', '.join(models)} on {config['dataset']}, protocol {config['protocol']}")
+    """Console messages for a run of several models; each has a log file of its own."""
+    log.start_console(config["state"])
+    protocol = f", protocol {config['protocol']}" if config["protocol"] else ""
+    getLogger().info(f"Comparing {', '.join(models)} on {config['dataset']}{protocol}")
 
 
 def run_model(config: Config, data: SharedData, models: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Train and test one model; returns its row, and its teacher's where the teacher is not among ``models``."""
+    """Train and test one model, or read the result of what was; its row, and its teacher's if that is not among ``models``."""
     splits = data.splits(config)
     if not is_ours(config["model"]):
         return [stock_row(stock.train_or_load(config, splits, config["teacher_training"] or "prefix"))]
+    memory = PeakMemory()
     init_seed(config["seed"], config["reproducibility"])
     train = data.train(config)
     model = get_model(config["model"])(config, train).to(config["device"])
-    getLogger().info(model)
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    train_data, valid_data, test_data = dataloaders(config, train, splits)
+    getLogger().info(model, extra=log.FILE_ONLY)
+    trainer_class = get_trainer(config["MODEL_TYPE"], config["model"])
+    complete_settings = getattr(trainer_class, "complete_settings", None)  # a trainer of another package may have none
+    if complete_settings is not None:
+        complete_settings(config, model)
     folder = run_folder(config, identity_of(model))
-    trainer.saved_model_file = str(folder)
-    with held(folder):
-        train_or_find(trainer, config, folder, train_data, valid_data)
-        metrics = trainer.evaluate(test_data, show_progress=config["show_progress"])
-    getLogger().info(f"{config['model']} test result: {metrics}")
-    row = {
-        "model": config["model"],
-        "dataset": config["dataset"],
-        "seed": config["seed"],
-        "role": "model",
-        "trained_parameters": sum(parameter.numel() for parameter in model.trained_parameters().values()),
-        "train_seconds": trainer.train_seconds,
-        "checkpoint": trainer.saved_model_file,
-        **_ranked(trainer.last_ranking, config),
-    }
+    with log.run_log(config["model"], folder.name), held(folder):
+        row = None if not is_trained(folder) else row_of_test(folder, config, splits["test"])
+        if row is None:
+            row = _train_and_test(trainer_class, config, model, dataloaders(config, train, splits), folder, memory)
+        else:
+            getLogger().info(f"{config['model']}: using the trained model in {folder}; --fresh=True trains it anew")
+        getLogger().info(f"{config['model']} test result: {log.decimals(row['metrics'])}")
     rows = [row]
     if model.teacher is not None and model.teacher.name not in models:
         rows.append({**stock_row(model.teacher_run), "role": "teacher"})
     return rows
 
 
+def is_trained(folder: Path) -> bool:
+    """Whether ``folder`` holds an LLM recommender whose training is finished."""
+    return checkpoint.exists(folder) and bool(checkpoint.read_record(folder).get("finished"))
+
+
+def _train_and_test(
+    trainer_class: Any, config: Config, model: Any, loaders: tuple[Any, Any, Any], folder: Path, memory: PeakMemory
+) -> dict[str, Any]:
+    """Train a model of ours where that is not done, test it and write its record; ``folder`` must be held."""
+    train_data, valid_data, test_data = loaders
+    settings, _ = settings_of(config)
+    with log.tracked(folder.name, settings):
+        log.note_settings(folder.name, settings, main_backbone(model))
+        trainer = trainer_class(config, model)
+        trainer.saved_model_file = str(folder)
+        train_or_find(trainer, config, folder, train_data, valid_data)
+        trainer.evaluate(test_data, show_progress=config["show_progress"])
+        trainer.tensorboard.close()
+        row = keep_run(
+            folder,
+            config,
+            train_data._dataset,
+            trainer.last_ranking,
+            read_curve(folder),
+            fingerprint=model.fingerprint,
+            started=trainer.started,
+            train_seconds=trainer.train_seconds,
+            valid=trainer.best_valid_result,
+            trained_parameters=sum(parameter.numel() for parameter in model.trained_parameters().values()),
+            memory=memory,
+            backbone=main_backbone(model),
+            teacher=None if model.teacher is None else {"model": model.teacher.name, "folder": str(model.teacher_run.folder)},
+        )
+        log.note_result(folder.name, settings, row["metrics"], trainer.step)
+    return row
+
+
+def main_backbone(model: Any) -> dict[str, Any] | None:
+    """The identity of a model's usual LLM, of the first where none is."""
+    backbones = model.backbones
+    backbone = backbones.get("backbone") or next(iter(backbones.values()), None)
+    return None if backbone is None else dict(backbone.identity)
+
+
 def train_or_find(trainer: Any, config: Config, folder: Path, train_data: Any, valid_data: Any) -> None:
     """Train a model, go on with its unfinished training, or take what was trained before in ``folder``, which must be held."""
-    if checkpoint.exists(folder) and not config["fresh"]:
+    if is_trained(folder) and not config["fresh"]:
         record = checkpoint.read_record(folder)
-        if record.get("finished"):
-            trainer.load_weights(folder)
-            trainer.train_seconds = record["train_seconds"]
-            getLogger().info(f"{config['model']}: using the trained model in {folder}; --fresh=True trains it anew")
-            return
+        trainer.load_weights(folder)
+        trainer.train_seconds, trainer.started = record["train_seconds"], record.get("started")
+        trainer.best_valid_result = record.get("best_valid_result")
+        getLogger().info(f"{config['model']}: using the trained model in {folder}; --fresh=True trains it anew")
+        return
     if trainer.can_resume(folder):
         if config["resume"]:
             trainer.resume_checkpoint(folder)
@@ -240,6 +281,34 @@ def train_or_find(trainer: Any, config: Config, folder: Path, train_data: Any, v
                 f"{folder} holds an unfinished training of these settings, which starts again; --resume=True goes on with it."
             )
     trainer.fit(train_data, valid_data, saved=True, show_progress=config["show_progress"])
+
+
+def row_of_test(folder: Path, config: Config, split: Any) -> dict[str, Any] | None:
+    """The row of a trained model that was tested before on the same candidates; None where it must be tested.
+
+    Other ``metrics`` and ``topk`` than were asked for then are computed from the users' ranks.
+    """
+    if config["fresh"] or not run.exists(folder):
+        return None
+    if config["endpoint_url"]:  # what was not answered is asked again; the answers are in a file of their own
+        return None
+    try:
+        row = run.read_run(folder).row()
+    except UserError as error:
+        getLogger().warning(f"{error} It is tested again.")
+        return None
+    record = row["record"]
+    if record["protocol"] != config["protocol"] or row["test_set"] != identify_test_set(split, config):
+        return None
+    wanted = {"metrics": config["metrics"], "topk": config["topk"]}
+    if all(record["settings"].get(key) == run.plain(value) for key, value in wanted.items()):
+        return row
+    if "ranks" not in row:
+        return None
+    metrics = metrics_from_ranks(row["ranks"], config["metrics"], config["topk"])
+    metrics.update({name: value for name, value in row["metrics"].items() if not is_per_user(name)})
+    settings, of_both = {**record["settings"], **run.plain(wanted)}, {**record["metrics"], "test": metrics}
+    return {**row, "metrics": metrics, "record": {**record, "settings": settings, "metrics": of_both}}
 
 
 def identity_of(model: Any) -> dict[str, Any]:
@@ -258,38 +327,44 @@ def run_folder(config: Config, identity: Any) -> Path:
     return Path(config["checkpoint_dir"]) / f"{config['model']}-{config['dataset']}-seed{config['seed']}-{digest}"
 
 
-def stock_row(run: stock.StockRun) -> dict[str, Any]:
-    """The results row of a trained stock model."""
-    run.model.eval()
+def stock_row(trained: stock.StockRun) -> dict[str, Any]:
+    """The results row of a trained stock model: read where it was tested before on the same candidates, else made now."""
+    config, folder = trained.config, trained.folder
+    own = folder.parent == Path(config["checkpoint_dir"])  # else it is somebody's teacher_checkpoint
+    memory = PeakMemory()
+    with log.run_log(config["model"], folder.name), held(folder) if own else nullcontext():
+        row = row_of_test(folder, config, trained.splits["test"])
+        if row is None:
+            row = _test_stock(trained, own, memory)
+        getLogger().info(f"{config['model']} test result: {log.decimals(row['metrics'])}")
+    return row
+
+
+def _test_stock(trained: stock.StockRun, own: bool, memory: PeakMemory) -> dict[str, Any]:
+    config, splits, settings = trained.config, trained.splits, settings_of(trained.config)[0]
+    trained.model.eval()
     ranking = evaluate(
-        stock_scores(run.model),
-        stock_predictions(run.model),
-        run.splits["test"],
-        run.config,
+        stock_scores(trained.model),
+        stock_predictions(trained.model),
+        splits["test"],
+        config,
         "test",
-        progress=run.config["show_progress"],
+        progress=config["show_progress"],
     )
-    getLogger().info(f"{run.config['model']} test result: {ranking.metrics}")
-    return {
-        "model": run.config["model"],
-        "dataset": run.config["dataset"],
-        "seed": run.config["seed"],
-        "role": "model",
-        "trained_parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-        "train_seconds": run.train_seconds,
-        "checkpoint": str(run.folder),
-        **_ranked(ranking, run.config),
-    }
-
-
-def _ranked(ranking, config: Config) -> dict[str, Any]:
-    names = ("ranks",) if isinstance(ranking, RankingResult) else ("labels", "values")
-    return {
-        "metrics": ranking.metrics,
-        "users": len(ranking.rows),
-        "eval_seconds": ranking.seconds,
-        "user_ids": ranking.user_ids,
-        "test_set": ranking.test_set,
-        **{name: getattr(ranking, name) for name in names},
-        "valid_metric": config["valid_metric"],
-    }
+    row = keep_run(
+        trained.folder,
+        config,
+        splits["train"],
+        ranking,
+        trained.curve,
+        fingerprint=splits["train"].column_fingerprint,
+        started=trained.started,
+        train_seconds=trained.train_seconds,
+        valid=trained.valid_result,
+        trained_parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
+        memory=memory,
+        write=own,
+    )
+    with log.tracked(trained.folder.name, settings):
+        log.note_result(trained.folder.name, settings, ranking.metrics, trained.curve[-1]["step"] if trained.curve else 0)
+    return row

@@ -177,12 +177,13 @@ def test_a_comparison_prints_a_table_and_writes_results(chain_data, capsys):
     assert run(chain_data, *arguments, models="GRU4Rec,LLMSRec,LLMSTAR") == 0
     out = capsys.readouterr().out
     rows = json.loads(Path("out.json").read_text())
-    assert [(row["model"], row["seed"]) for row in rows if "teacher" not in row["model"]] == [
+    assert [(row["label"], row["seed"]) for row in rows if row["role"] != "teacher"] == [
         (model, seed) for seed in (1, 2) for model in ("GRU4Rec", "LLMSRec", "LLMSTAR")
     ]
     for row in rows:
-        assert set(row) >= set("model dataset seed metrics users trained_parameters train_seconds eval_seconds".split())
-        assert 0 <= row["metrics"]["ndcg@5"] <= row["metrics"]["hit@5"] <= 1
+        names = {name: row[name] for name in ("label", "role", "folder")}
+        assert row == {**names, **json.loads(Path(row["folder"], "run.json").read_text())}
+        assert 0 <= row["metrics"]["test"]["ndcg@5"] <= row["metrics"]["test"]["hit@5"] <= 1
     assert "SASRec (teacher)" in out and "LLMSTAR" in out and "(p" in out
     users = Path("users.tsv").read_text().splitlines()
     assert len(users) - 1 == sum(row["users"] for row in rows)
@@ -197,7 +198,11 @@ def test_s3rec_is_pretrained_and_then_finetuned(chain_data):
     settings = [f"--{key}={SMALL[key]}" for key in ("topk", "valid_metric", "eval_args", "use_gpu", "show_progress")]
     command = ["run", "--model=S3Rec", "--dataset=chain", f"--data_path={chain_data}", "--protocol=retrieval", *settings]
     assert cli.main([*command, *arguments, "--results_file=out.json"]) == 0
-    assert json.loads(Path("out.json").read_text())[0]["metrics"]["hit@5"] > 0
+    assert json.loads(Path("out.json").read_text())[0]["metrics"]["test"]["hit@5"] > 0
+    points = json.loads(next(Path("saved").glob("S3Rec-*/curve.json")).read_text())
+    stages = [(point.get("stage"), point["epoch"]) for point in points]
+    assert stages == [("pretrain", 1), ("pretrain", 2), (None, 1), (None, 2)]
+    assert points[0]["losses"]["loss"] > 0 and points[0]["valid"] is None and points[3]["valid"]["hit@5"] >= 0
     assert len(list(Path("saved").glob("[!.]*"))) == 1, "no copies of the pre-trained model are left"
     assert cli.main([*command, *arguments, "--results_file=again.json"]) == 0
     first, again = (json.loads(Path(name).read_text())[0]["metrics"] for name in ("out.json", "again.json"))
@@ -210,7 +215,8 @@ def test_variants_of_a_model_stand_in_one_table(chain_data, capsys):
     assert run(chain_data, *arguments, "--GRU4Rec.epochs=1", "--results_file=out.json",
                models="SASRec,LLMSRec,LLMSRec:plain,LLMSRec:gru") == 0  # fmt: skip
     rows = json.loads(Path("out.json").read_text())
-    assert [row["model"] for row in rows] == ["SASRec", "LLMSRec", "LLMSRec:plain", "LLMSRec:gru", "GRU4Rec (teacher)"]
+    assert [row["label"] for row in rows] == ["SASRec", "LLMSRec", "LLMSRec:plain", "LLMSRec:gru", "GRU4Rec"]
+    assert rows[4]["role"] == "teacher" and {row["model"] for row in rows} == {"SASRec", "LLMSRec", "GRU4Rec"}
     assert "LLMSRec:gru" in capsys.readouterr().out
     settings = [json.loads(path.read_text()) for path in Path("saved").glob("LLMSRec-*/recbole_llm.json")]
     found = {(run["settings"].get("distill_weight"), run["teacher"]["model"]) for run in settings}

@@ -46,6 +46,12 @@ def test_the_wheel_says_that_it_has_type_hints(installed):
     assert "recbole_llm/py.typed" in call(installed / "python", "-c", ask).split()
 
 
+def test_the_page_of_the_report_is_in_it(installed):
+    ask = "import importlib.metadata as m; print(*m.files('recbole-llm'), sep='\\n')"
+    found = set(call(installed / "python", "-c", ask).split())
+    assert {f"recbole_llm/results/report/{name}" for name in ("page.html", "style.css", "page.js")} <= found
+
+
 def test_the_installed_command_reads_them(installed):
     """What the library needs is lent from this environment; the library itself is the wheel's."""
     libraries = {"PYTHONPATH": sysconfig.get_paths()["purelib"]}

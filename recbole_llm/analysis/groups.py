@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.analysis.dataset import Sequences, reachable_targets, read_sequences, training_transitions
-from recbole_llm.analysis.intervals import DRAWS, compare
 from recbole_llm.analysis.job import PER_USER, Job, digest, read_columns, stored
 from recbole_llm.analysis.order import ORIGINAL, OrderSettings
 from recbole_llm.analysis.order import analyze as analyze_order
 from recbole_llm.analysis.tables import decimal, format_columns, p_value, percent
 from recbole_llm.errors import UserError
+from recbole_llm.evaluation.intervals import DRAWS, compare
 
 EXTREME_SHARE = 0.35
 LENGTHS = (5, 10, 20, 50)
@@ -118,7 +118,7 @@ def compare_groups(
 
     Returns:
         a mapping per model, seed, grouping and group: ``users``, ``metrics`` (means) and ``conditions``: condition -> metric ->
-        :func:`recbole_llm.analysis.intervals.compare` with the original.
+        :func:`recbole_llm.evaluation.intervals.compare` with the original.
 
     Raises:
         UserError: users that the dataset does not have.

@@ -26,7 +26,6 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_llm.analysis import trained
-from recbole_llm.analysis.intervals import DRAWS, compare
 from recbole_llm.analysis.job import PER_USER, Job, digest, read_columns, stored
 from recbole_llm.analysis.tables import decimal, format_columns, p_value, percent
 from recbole_llm.analysis.trained import TrainedModel
@@ -35,6 +34,7 @@ from recbole_llm.data.perturbation import KINDS, perturb_histories
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError, unknown_value
 from recbole_llm.evaluation.evaluate import RankingResult, evaluate_ranking
+from recbole_llm.evaluation.intervals import DRAWS, compare
 from recbole_llm.evaluation.ranking import is_per_user, per_user, split_metric
 
 ORIGINAL = "original"
@@ -234,7 +234,7 @@ def analyze(job: Job, settings: OrderSettings) -> list[dict[str, Any]]:
 
     Returns:
         one result per model and seed: ``model``, ``dataset``, ``seed``, ``users`` and ``conditions``, each with ``metrics``
-        (see :func:`recbole_llm.analysis.intervals.compare`), ``jaccard`` (the mean of the users' similarities of the lists of
+        (see :func:`recbole_llm.evaluation.intervals.compare`), ``jaccard`` (the mean of the users' similarities of the lists of
         the best k), and ``unchanged``: how many histories have no other order. Each user's values are in ``per_user.tsv`` of
         the result's ``folder``.
     """

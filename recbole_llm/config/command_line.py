@@ -16,6 +16,11 @@ from recbole_llm.config.schema import (
 )
 from recbole_llm.errors import UserError
 
+# Options that take text as it is written.
+_TEXTS = frozenset(
+    "model dataset config_files config_file_list checkpoint user against metric format output title".split()
+)
+
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
@@ -67,7 +72,7 @@ def parse_command_line(argv: Sequence[str]) -> dict[str, Any]:
 
 def _kinds(name: str, schema: Schema) -> set[str]:
     """Return the types that the files give for a key."""
-    if name in ("model", "dataset", "config_files", "config_file_list", "checkpoint", "user", "against"):
+    if name in _TEXTS:
         return {"str"}
     ours = {kind for group, keys in schema.items() if group != "recbole" and name in keys for kind in keys[name].types}
     stock = schema["recbole"].get(name, Key(name)).types

@@ -107,6 +107,7 @@ class TextSequentialDataset(SequentialDataset):
         has_dates (bool): whether timestamps are points in time (``item_dates`` then works) and not mere ranks.
         user_items (list[np.ndarray]): by internal user id, the sorted distinct internal ids of all items that the user ever
             interacted with, whatever the split.
+        interactions (int): how many there are in all splits together, after filtering.
         fingerprint (str): sha256 (hex) of the ids, the interactions in order and the settings of the split. Equal
             fingerprints mean equal internal ids, histories, targets, times and (where they are read) ratings; what a model
             does with them (the longest history it reads, the training targets) is no part of it.
@@ -121,6 +122,7 @@ class TextSequentialDataset(SequentialDataset):
     item_attributes: list[tuple[str, ...]]
     has_dates: bool
     user_items: list[np.ndarray]
+    interactions: int
     fingerprint: str
     text_fingerprint: str
     column_fingerprint: str
@@ -323,6 +325,7 @@ class TextSequentialDataset(SequentialDataset):
         self.column_fingerprint = self._identify_columns()
         self.item_texts = [self._settings.item_text_separator.join(attributes) for attributes in self.item_attributes]
         self.user_items = self._collect_user_items()
+        self.interactions = len(self.inter_feat)
         del self._attributes_of_token, self._recorded_times
 
     def _identify_texts(self) -> str:

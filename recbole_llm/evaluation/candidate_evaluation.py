@@ -69,5 +69,6 @@ class CandidateEvaluation:
             eval_batch_rows=settings.eval_batch_rows or 512,
             rank_targets=getattr(self.model, "rank_targets", None),
         )
-        self.wandblogger.log_eval_metrics(self.last_ranking.metrics, head="eval")
+        if phase == "test":  # those of a validation are logged by the training
+            self.wandblogger.log_eval_metrics(self.last_ranking.metrics, head="test")
         return self.last_ranking.metrics

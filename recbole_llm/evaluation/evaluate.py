@@ -255,6 +255,31 @@ def evaluate_ranking(
     )
 
 
+def identify_test_set(split: Any, config: Any, phase: str = "test") -> str:
+    """What a result's ``test_set`` is for all rows of a split, without a model.
+
+    Args:
+        split: the validation or test split.
+        config: as for :func:`evaluate`.
+        phase: ``valid`` or ``test``.
+    """
+    settings = EvaluationSettings.of_config(config)
+    users = split.id2token(split.uid_field, split.inter_feat[split.uid_field].numpy())
+    targets = split.inter_feat[split.iid_field]
+    if settings.mode(phase) == "labeled":
+        labels = split.inter_feat[settings.rating_field].numpy() > settings.like_threshold
+        return _digest(users, targets, labels.astype(np.int64))
+    mode = evaluation_mode(settings, phase)
+    if mode is None:
+        return _digest(users, targets, np.array([split.item_num]))
+    distribution, number = mode
+    rows = np.arange(len(targets))
+    drawn = draw_candidates(
+        split, number, settings.seed, phase, sampling=settings.sampling, distribution=distribution, rows=rows, pool=None
+    )
+    return _digest(users, targets, drawn)
+
+
 def _digest(users: Sequence[str], *parts: np.ndarray | Tensor) -> str:
     """Identify a test set: equal for equal users and int64 ``parts``."""
     digest = hashlib.sha256("\0".join(map(str, users)).encode())

@@ -1,6 +1,7 @@
 """Write the results of runs to files and read them back: JSON for programs, results by user for further tests.
 
-Rows are those of :mod:`recbole_llm.results.table`.
+Rows are those of :mod:`recbole_llm.results.comparison`; the JSON is the list of the runs' records, see
+:mod:`recbole_llm.results.run`.
 """
 
 from __future__ import annotations
@@ -19,32 +20,44 @@ import numpy as np
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.ranking import is_per_user, per_user, split_metric
 from recbole_llm.files import replace_file
-from recbole_llm.results.table import TEACHER, Row, label_of, sentence
+from recbole_llm.results.comparison import TEACHER, Row, label_of, sentence
+from recbole_llm.results.run import FIELDS, FORMAT, VERSION, checked_record, plain, row_of
 
-JSON_KEYS = (
+# What earlier versions wrote of each run; such files are still read.
+EARLIER_KEYS = (
     "model", "dataset", "seed", "metrics", "valid_metric", "users", "test_set", "trained_parameters", "train_seconds",
     "eval_seconds",
 )  # fmt: skip
 
+_HEAD = "model\tseed\tuser\t"  # of a file of results by user
+
 
 def write_json(rows: Sequence[Row], file: str | Path) -> None:
-    """Write the rows as a JSON list of objects with :data:`JSON_KEYS`, and ``error`` where a run failed.
+    """Write the rows as a JSON list of the runs' records, each with ``label`` (the name in the table), ``role`` and ``folder``.
 
-    A value that is missing, infinite or no number is null. A teacher's ``model`` ends in ``(teacher)``, so that nobody
-    takes it for the model of that name.
+    A run that failed has ``error`` and what names it alone. A value that is missing, infinite or no number is null.
 
     Raises:
         UserError: the file cannot be written. An older file of that name is then left whole.
     """
-    records = []
-    for row in rows:
-        record = {key: row.get(key) for key in JSON_KEYS}
-        record["model"] = label_of(row)
-        record["metrics"] = dict(row.get("metrics") or {})
-        if row.get("error"):
-            record["error"] = sentence(row["error"])
-        records.append(_plain(record))
-    _write(file, json.dumps(records, indent=2, allow_nan=False, ensure_ascii=False) + "\n", "results_file")
+    records = [plain(_labeled_record(row)) for row in rows]
+    write_text(file, json.dumps(records, indent=2, allow_nan=False, ensure_ascii=False) + "\n", "results_file")
+
+
+def _labeled_record(row: Row) -> dict[str, Any]:
+    """What the JSON says of a row."""
+    label, role = str(row["model"]), row.get("role", "model")
+    names = {"format": FORMAT, "version": VERSION, "label": label, "role": role, "folder": row.get("checkpoint")}
+    if row.get("error"):
+        model = label.partition(":")[0]
+        return {**names, "model": model, "dataset": row["dataset"], "seed": row["seed"], "error": sentence(row["error"])}
+    if row.get("record"):
+        return {**names, **row["record"]}
+    empty: dict[str, Any] = {name: {} if kinds == (dict,) else None for name, kinds in FIELDS.items()}
+    of_row = {key: row.get(key) for key in ("dataset", "seed", "users", "trained_parameters", "test_set", "valid_metric")}
+    seconds = {"train": row.get("train_seconds"), "evaluate": row.get("eval_seconds")}
+    metrics = {"valid": {}, "test": dict(row.get("metrics") or {})}
+    return {**empty, **names, **of_row, "model": label.partition(":")[0], "seconds": seconds, "metrics": metrics}
 
 
 def write_per_user(rows: Sequence[Row], file: str | Path) -> None:
@@ -72,7 +85,7 @@ def write_per_user(rows: Sequence[Row], file: str | Path) -> None:
         users = range(len(ranks)) if row.get("user_ids") is None else row["user_ids"]
         for user, rank, *cells in zip(users, ranks.tolist(), *columns, strict=True):
             table.writerow([label_of(row), row["seed"], user, rank, *cells])
-    _write(file, text.getvalue(), "per_user_file")
+    write_text(file, text.getvalue(), "per_user_file")
 
 
 def read_rows(files: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -90,24 +103,52 @@ def read_rows(files: Iterable[str | Path]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     by_user: list[tuple[Path, dict[str, Any]]] = []
     for file in map(Path, files):
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{file} cannot be read ({getattr(error, 'strerror', None) or 'it is no text'}).") from None
-        if text.startswith("model\tseed\tuser\t"):
+        text = read_text(file)
+        if is_users_results(text):
             by_user += [(file, run) for run in _runs_by_user(file, text)]
         else:
             rows += _reported(file, text)
     for file, run in by_user:
-        owners = [row for row in rows if _belongs(run, row)]
-        if not owners:
-            raise UserError(
-                f"{file}: its results of {run['label']} (seed {run['seed']}) are of none of the runs at hand; give the "
-                f"results_file of that run too."
-            )
-        for row in owners:
-            row.update({key: run[key] for key in run.keys() & {"user_ids", "ranks", "labels", "values"}})
+        _add_users_results(rows, run, file)
     return rows
+
+
+def add_users_results(rows: list[dict[str, Any]], file: str | Path) -> None:
+    """Add the results by user in a file of :func:`write_per_user` to the rows that they are of.
+
+    Raises:
+        UserError: the file is missing or something else, or has results of a run that no row reports.
+    """
+    for run in _runs_by_user(Path(file), read_text(file)):
+        _add_users_results(rows, run, Path(file))
+
+
+def _add_users_results(rows: list[dict[str, Any]], run: Mapping[str, Any], file: Path) -> None:
+    owners = [row for row in rows if _belongs(run, row)]
+    if not owners:
+        raise UserError(
+            f"{file}: its results of {run['label']} (seed {run['seed']}) are of none of the runs at hand; give the "
+            f"results_file of that run too."
+        )
+    for row in owners:
+        row.update({key: run[key] for key in run.keys() & {"user_ids", "ranks", "labels", "values"}})
+
+
+def read_text(file: str | Path) -> str:
+    """The text of a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read ({getattr(error, 'strerror', None) or 'it is no text'}).") from None
+
+
+def is_users_results(text: str) -> bool:
+    """Whether a text is a file of :func:`write_per_user`."""
+    return text.startswith(_HEAD)
 
 
 def check_writable(file: str | Path, key: str) -> None:
@@ -124,18 +165,7 @@ def check_writable(file: str | Path, key: str) -> None:
         raise UserError(f"{key}: {file} cannot be written in {folder}; name a file in a folder of yours.")
 
 
-def _plain(value: Any) -> Any:
-    """Turn NumPy's numbers into Python's, and what JSON has no number for into None."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _write(file: str | Path, text: str, key: str) -> None:
+def write_text(file: str | Path, text: str, key: str) -> None:
     """Write a text file in one step: a reader, or a crash, finds the old file or the new one, never a part."""
     file = Path(file)
     try:
@@ -153,9 +183,14 @@ def _reported(file: Path, text: str) -> Iterator[dict[str, Any]]:
         records = json.loads(text)
     except (ValueError, RecursionError):
         records = None
-    if not isinstance(records, list) or not all(_is_record(record) for record in records):
+    if not isinstance(records, list):
         raise UserError(f"{file} was not written by results_file or per_user_file.")
-    for record in records:
+    for place, record in enumerate(records):
+        if isinstance(record, dict) and record.get("format") == FORMAT:
+            yield _row_of_record(record, f"{file}, run {place + 1}")
+            continue
+        if not _is_record(record):
+            raise UserError(f"{file} was not written by results_file or per_user_file.")
         model, metrics = record["model"], record["metrics"]
         yield {
             **record,
@@ -165,8 +200,27 @@ def _reported(file: Path, text: str) -> Iterator[dict[str, Any]]:
         }
 
 
+def _row_of_record(record: dict[str, Any], place: str) -> dict[str, Any]:
+    """The row of one record in a file of :func:`write_json`.
+
+    Raises:
+        UserError: the record is damaged, or of a newer version.
+    """
+    names = [record.get("label"), record.get("role"), record.get("model"), record.get("dataset")]
+    names += [record[key] for key in ("folder", "error") if record.get(key) is not None]
+    if not all(isinstance(name, str) and name.isprintable() for name in names):
+        raise UserError(f"{place} is damaged: its label, role or folder is missing or no name.")
+    if record.get("error") is not None:
+        if not isinstance(record.get("seed"), int):
+            raise UserError(f"{place} is damaged: its seed is missing or of another kind.")
+        return {"model": record["label"], **{key: record[key] for key in ("dataset", "seed", "role", "error")}, "metrics": {}}
+    row = row_of(checked_record(record, place), record["label"])
+    return row if record.get("folder") is None else {**row, "checkpoint": record["folder"]}
+
+
 def _is_record(record: Any) -> bool:
-    if not isinstance(record, dict) or not record.keys() >= set(JSON_KEYS) or not isinstance(record["metrics"], dict):
+    """Whether ``record`` is what an earlier version wrote of a run."""
+    if not isinstance(record, dict) or not record.keys() >= set(EARLIER_KEYS) or not isinstance(record["metrics"], dict):
         return False
     numbers = [record[key] for key in ("users", "trained_parameters", "train_seconds", "eval_seconds")]
     texts = [record[key] for key in ("valid_metric", "test_set", "error") if record.get(key) is not None]
@@ -196,7 +250,7 @@ def _runs_by_user(file: Path, text: str) -> Iterator[dict[str, Any]]:
 
 def _belongs(run: Mapping[str, Any], row: Row) -> bool:
     """Whether per-user results are those of a row: of its model, seed and number of users, with its averages."""
-    if (label_of(row), row["seed"], row["users"]) != (run["label"], run["seed"], len(run["user_ids"])) or row.get("error"):
+    if row.get("error") or (label_of(row), row["seed"], row["users"]) != (run["label"], run["seed"], len(run["user_ids"])):
         return False
     if "ranks" not in run:
         return "auc" in row["metrics"]

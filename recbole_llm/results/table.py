@@ -1,51 +1,43 @@
-"""The table of results, in which the models are compared in pairs.
+"""The table of results, in which the models are compared in pairs: as text, Markdown, LaTeX or CSV.
 
-A row is one model trained with one seed, or the failure to train it: a mapping with
-
-* ``model``, ``dataset``, ``seed``;
-* ``role``: ``model``, or ``teacher`` for a model that was trained only to teach another;
-* ``metrics`` (by RecBole's names), ``users`` (how many were evaluated), ``trained_parameters``, ``train_seconds``,
-  ``eval_seconds``; ``valid_metric``, the one that models are chosen and compared by;
-* ``test_set``: digest of users, targets and candidates; only rows with the same test set are tested in pairs;
-* ``ranks`` and ``user_ids``: the rank of each target and its user, for the paired test. Where labels are
-  judged, ``labels`` and ``values`` (what the model predicted of each user's item) in place of ``ranks``;
-* ``error``: where the run failed, one sentence; of the above, such a row has model, dataset and seed alone.
+Its rows are those of :mod:`recbole_llm.results.comparison`.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
-from recbole_llm.errors import printable
-from recbole_llm.evaluation.ranking import is_per_user, per_user, split_metric
-from recbole_llm.evaluation.significance import auc_test, holm, paired_test
+from recbole_llm.errors import UserError, printable, unknown_value
+from recbole_llm.evaluation.intervals import DRAWS
+from recbole_llm.evaluation.ranking import is_per_user
+from recbole_llm.results.comparison import (
+    SIGNIFICANT,
+    TEACHER,
+    Comparison,
+    Difference,
+    Line,
+    Row,
+    compare_rows,
+    label_of,
+    sentence,
+)
+from recbole_llm.results.reading import read_inputs
 
-Row = Mapping[str, Any]
+__all__ = ["FORMATS", "TEACHER", "Row", "format_table", "label_of", "sentence", "table"]
 
-SIGNIFICANT = 0.05
+FORMATS = ("text", "md", "latex", "csv")
 
-TEACHER = " (teacher)"  # suffix of the name of a model that was trained only to teach another
-
-
-@dataclass
-class _Line:
-    """One line of the table: the runs of one model with different seeds."""
-
-    label: str
-    is_teacher: bool
-    runs: list[Row] = field(default_factory=list)
-    failures: list[Row] = field(default_factory=list)
-
-    @property
-    def by_seed(self) -> dict[Any, Row]:
-        return {row["seed"]: row for row in self.runs}
+WIDTH = 120  # of a page of text, in characters
 
 
 @dataclass
@@ -54,237 +46,247 @@ class _Column:
     cells: dict[str, str]  # by the label of the line
 
 
-def label_of(row: Row) -> str:
-    """The name under which a row is reported: a teacher differs from the same model run in its own right."""
-    return f"{row['model']}{TEACHER}" if row.get("role") == "teacher" else str(row["model"])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The table
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def format_table(rows: Sequence[Row], valid_metric: str | None = None, width: int = 120) -> str:
-    """Lay the rows out as a plain-text table, one line per model.
+def format_table(
+    rows: Sequence[Row],
+    valid_metric: str | None = None,
+    width: int = WIDTH,
+    format: str = "text",
+    against: str | None = None,
+) -> str:
+    """Lay the rows out as a table, one line per model and per choice of its settings.
 
     Several seeds give mean ± standard deviation over the seeds. The difference to the first model is taken in
-    ``valid_metric`` over the same users (a user's value is first averaged over the seeds that both models have), with
-    the p value of a test in pairs (:mod:`recbole_llm.evaluation.significance`), after Holm's
-    correction for the number of comparisons.
-    That test takes the trained models as given: what other seeds would give shows in the standard deviation.
+    ``valid_metric`` over the same users (a user's value is first averaged over the seeds that both models have), with its
+    95 % interval, the effect size, and the p value of a test in pairs (:mod:`recbole_llm.evaluation.significance`) after
+    Holm's correction for the number of comparisons. These take the trained models as given: what other seeds would give
+    shows in the standard deviation.
 
     Args:
-        rows: see the module; several datasets give one table each.
+        rows: see :mod:`recbole_llm.results.comparison`; several datasets or protocols give one table each.
         valid_metric: such as ``ndcg@10``; default: the rows' own, else their first metric.
-        width: of the page, in characters; a table with more columns goes on below itself.
+        width: of a page of text, in characters; a table with more columns goes on below itself.
+        format: one of :data:`FORMATS`. ``csv`` has numbers in full, and one line per model of all datasets.
+        against: the model that the others are compared with; default: that of the first row.
 
     Returns:
         the table, without a newline at its end.
+
+    Raises:
+        UserError: an unknown format, or no model named ``against``.
     """
-    datasets = dict.fromkeys(row["dataset"] for row in rows)
-    return "\n\n".join(
-        _format_dataset([row for row in rows if row["dataset"] == dataset], valid_metric, width) for dataset in datasets
-    )
+    if format not in FORMATS:
+        raise UserError(unknown_value("format", format, FORMATS))
+    comparisons = compare_rows(first_row(rows, against), known_metric(rows, valid_metric))
+    if format == "csv":
+        return _csv(comparisons)
+    if format == "text":
+        return "\n\n".join(_text(comparison, width) for comparison in comparisons)
+    return "\n\n".join((_markdown if format == "md" else _latex)(comparison) for comparison in comparisons)
 
 
-def _format_dataset(rows: Sequence[Row], valid_metric: str | None, width: int) -> str:
-    lines = _lines(rows)
-    done = [line for line in lines if line.runs]
-    page = [_title(rows, done)]
-    notes: list[str] = []
-    if done:
-        names = _Column("model", {line.label: _name_with_seeds(line, rows) for line in done})
-        metrics = [
-            _Column(name, {line.label: _metric_cell(line, name) for line in done}) for name in _metric_names(done)
-        ]
-        if len({row.get("users") for line in done for row in line.runs}) > 1:
-            cells = {line.label: _same(str(row.get("users", "-")) for row in line.runs) for line in done}
-            metrics.insert(0, _Column("users", cells))
-        rest = _difference_column(lines, valid_metric, notes) + [
-            _Column("params", {line.label: _parameters(line.runs[0]) for line in done}),
-            _Column("minutes", {line.label: _minutes(line.runs) for line in done}),
-        ]
-        page += _blocks(names, metrics, rest, width)
-        notes.append("params: trained parameters. minutes: training and test.")
-    failures = [
-        _wrap(f"{line.label}{_seed_of(row, rows)}  FAILED: {sentence(row['error'])}", width)
-        for line in lines
-        for row in line.failures
+def table(
+    runs: Sequence[Row | str | Path],
+    format: str = "text",
+    against: str | None = None,
+    metric: str | None = None,
+) -> str:
+    """One table of runs, with tests in pairs: what ``recbole-llm table`` prints.
+
+    >>> rows = recbole_llm.compare(["SASRec", "LLMSTAR"], "ml-100k")  # doctest: +SKIP
+    >>> print(recbole_llm.table(rows, format="md"))  # doctest: +SKIP
+    >>> print(recbole_llm.table(["saved/SASRec-...", "saved/LLMSTAR-..."], metric="hit@10"))  # doctest: +SKIP
+
+    Args:
+        runs: rows of :func:`recbole_llm.quick_start.compare`, or folders of runs, results files and results by user; both
+            may stand together.
+        format: ``text``, ``md``, ``latex`` (for the package booktabs) or ``csv`` (numbers in full).
+        against: the model that the others are compared with; default: the first.
+        metric: that they are compared in, such as ``ndcg@10``; default: the one that models were chosen by.
+
+    Returns:
+        the table, see :func:`format_table`.
+
+    Raises:
+        UserError: a file that is missing or something else, an unknown format, model or metric, or no run at all.
+    """
+    rows: list[Row] = [run for run in runs if not isinstance(run, (str, Path))]
+    rows += read_inputs(run for run in runs if isinstance(run, (str, Path))).rows
+    if not rows:
+        raise UserError("runs: there is none; give rows of compare, folders of runs or their results files.")
+    return format_table(rows, metric, format=format, against=against)
+
+
+def first_row(rows: Sequence[Row], against: str | None) -> list[Row]:
+    """The rows with those of the model ``against`` first, the others in their order.
+
+    Raises:
+        UserError: no row has that name.
+    """
+    names = list(dict.fromkeys(map(label_of, rows)))
+    if against is None:
+        return list(rows)
+    if against not in names:
+        raise UserError(f"against: there is no {against!r} among {', '.join(names)}.")
+    return sorted(rows, key=lambda row: label_of(row) != against)
+
+
+def known_metric(rows: Sequence[Row], metric: str | None) -> str | None:
+    """``metric`` as the rows write it.
+
+    Raises:
+        UserError: no row has it by user.
+    """
+    known = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or ()))
+    known = [name for name in known if name == "auc" or is_per_user(name)]
+    if metric is not None and metric.lower() not in known:
+        raise UserError(unknown_value("metric", metric, known) if known else "metric: there is none to compare the models in.")
+    return metric and metric.lower()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the forms share
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _columns(comparison: Comparison) -> tuple[_Column, list[_Column], list[_Column]]:
+    """Names, metrics, and the rest."""
+    done = comparison.done
+    names = _Column("model", {line.label: name_with_seeds(line, comparison) for line in done})
+    metrics = [
+        _Column(name, {line.label: metric_cell(line.values(name)) for line in done}) for name in comparison.metrics
     ]
-    if failures:
-        page.append("\n".join(failures))
-    if notes:
-        page.append("\n".join(_wrap(note, width) for note in notes))
-    return "\n\n".join(page)
+    if len({row.get("users") for line in done for row in line.runs}) > 1:
+        cells = {line.label: _same(str(row.get("users", "-")) for row in line.runs) for line in done}
+        metrics.insert(0, _Column("users", cells))
+    rest = [
+        *_difference_columns(comparison),
+        _Column("params", {line.label: parameters(line.runs[0].get("trained_parameters")) for line in done}),
+        _Column("minutes", {line.label: minutes(line.minutes) for line in done}),
+    ]
+    known = [column for column in rest if set(column.cells.values()) != {"-"}]
+    return names, metrics, known
 
 
-def _lines(rows: Sequence[Row]) -> list[_Line]:
-    """Gather the rows by model, in order of appearance; a teacher that two models share is one."""
-    lines: dict[str, _Line] = {}
-    for row in rows:
-        label, copy = label_of(row), 1
-        while True:
-            name = label if copy == 1 else f"{label} #{copy}"
-            line = lines.setdefault(name, _Line(name, row.get("role") == "teacher"))
-            if row.get("error"):
-                line.failures.append(row)
-                break
-            other = line.by_seed.get(row["seed"])
-            if other is None:
-                line.runs.append(row)
-            if other is None or other["metrics"] == row["metrics"]:
-                break
-            copy += 1  # the same name and seed, another result: a teacher with other settings
-    return list(lines.values())
+def _difference_columns(comparison: Comparison) -> list[_Column]:
+    """The columns of differences to the first model; none where nothing can be compared."""
+    first, done = comparison.first, comparison.done
+    if first is None or comparison.metric is None:
+        return []
+    differences = [line.difference for line in done if line.difference]
+    columns = [_Column(f"{comparison.metric} vs {first.label}", {line.label: _difference_cell(line) for line in done})]
+    if any(found.low is not None for found in differences):
+        columns.append(_Column("95 % interval", {line.label: interval(line.difference) for line in done}))
+    if any(found.effect is not None for found in differences):
+        cells = {line.label: effect(line.difference.effect) if line.difference else "-" for line in done}
+        columns.append(_Column("effect", cells))
+    return columns
 
 
-def _title(rows: Sequence[Row], done: Sequence[_Line]) -> str:
-    parts = [str(rows[0]["dataset"])]
-    users = {row.get("users") for line in done for row in line.runs}
+def _difference_cell(line: Line) -> str:
+    test = line.difference
+    if test is None:
+        return "-"
+    if test.adjusted is None:
+        return f"{signed(test.difference)} (no test)  "
+    mark = "*" if test.adjusted < SIGNIFICANT else " "
+    return f"{signed(test.difference)} ({_p_equals(test.adjusted)}) {mark}"
+
+
+def title(comparison: Comparison) -> str:
+    """Dataset, users and seeds, and the protocol where there are several."""
+    parts = [comparison.dataset, *([f"protocol {comparison.protocol}"] if comparison.protocol else [])]
+    users = {row.get("users") for line in comparison.done for row in line.runs}
     if len(users) == 1 and None not in users:
         parts.append(f"{users.pop():,} users")
-    seeds = _seeds(rows)
+    seeds = comparison.seeds
     if len(seeds) > 1:
         parts.append(f"seeds {', '.join(map(str, seeds))} (mean ± standard deviation)")
     else:
-        parts.append(f"seed {seeds[0]}")
-    return printable(" · ".join(parts), None)
+        parts.append(f"seed {seeds[0]}" if seeds[0] is not None else "")
+    return printable(" · ".join(part for part in parts if part), None)
 
 
-def _seeds(rows: Sequence[Row]) -> list[Any]:
-    return list(dict.fromkeys(row["seed"] for row in rows))
+def notes(comparison: Comparison) -> list[str]:
+    """What the reader must know of the differences, one sentence or more each."""
+    found: list[str] = []
+    done, first, metric = comparison.done, comparison.first, comparison.metric
+    if len(done) > 1 and metric is None:
+        found.append("The models have no metric in common that could be compared by user.")
+    if first is not None and metric is not None:
+        differences = [line.difference for line in done if line.difference]
+        tested = [test for test in differences if test.adjusted is not None]
+        if tested:
+            correction = f", corrected for {comparison.corrected} comparisons (Holm)" if comparison.corrected > 1 else ""
+            of_area = metric == "auc"
+            name, value = ("DeLong's test", "The area") if of_area else ("a two-sided sign-flip test", "A user's value")
+            averaged = f" {value} is averaged over the seeds first." if len(comparison.finished_seeds) > 1 else ""
+            found.append(
+                f"* p < .05. Differences in {metric} to {first.label} are paired by user; p is from {name}"
+                f"{correction}.{averaged} It speaks of other users, not of other training seeds."
+            )
+            source = "DeLong's" if of_area else f"bootstrap over users ({DRAWS:,} draws), not corrected"
+            found.append(f"95 % interval: of the difference, {source}." + ("" if of_area else _EFFECT))
+            if any(test.seeds < len(comparison.finished_seeds) for test in differences):
+                found.append("Where a run failed, the difference is over the seeds that both models finished.")
+        if len(tested) < len(differences):
+            found.append(
+                "no test: the two models' results by user are not at hand, or not of the same users and candidates."
+            )
+        failed_first = next((line for line in comparison.lines if not line.is_teacher), first)
+        if failed_first is not first and not failed_first.runs:
+            found.append(f"{failed_first.label} failed; the differences are to {first.label}.")
+    if any(line.runs[0].get("trained_parameters") is not None or line.minutes is not None for line in done):
+        found.append("params: trained parameters. minutes: training and test.")
+    return found
 
 
-def _name_with_seeds(line: _Line, rows: Sequence[Row]) -> str:
-    planned, finished = len(_seeds(rows)), len(line.runs)
+_EFFECT = " effect: the mean difference divided by the standard deviation of the users' differences."
+
+
+def failures(comparison: Comparison) -> list[str]:
+    """One sentence for each run that failed."""
+    several = len(comparison.seeds) > 1
+    return [
+        _failure(line.label, row, several)
+        for line in comparison.lines
+        for row in line.failures
+    ]
+
+
+def _failure(label: str, row: Row, several: bool) -> str:
+    seed = f" (seed {row['seed']})" if several else ""
+    return f"{label}{seed}  FAILED: {sentence(row['error'])}"
+
+
+def name_with_seeds(line: Line, comparison: Comparison) -> str:
+    """A line's name; how many of the seeds it has, where some are missing."""
+    planned, finished = len(comparison.seeds), len(line.runs)
     return line.label if finished == planned else f"{line.label} ({finished} of {planned} seeds)"
 
 
-def _seed_of(row: Row, rows: Sequence[Row]) -> str:
-    return f" (seed {row['seed']})" if len(_seeds(rows)) > 1 else ""
+# ---------------------------------------------------------------------------------------------------------------------
+# The forms
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def _metric_names(lines: Sequence[_Line]) -> list[str]:
-    return list(dict.fromkeys(name for line in lines for row in line.runs for name in row["metrics"]))
+def _text(comparison: Comparison, width: int) -> str:
+    page = [title(comparison)]
+    if comparison.done:
+        page += _blocks(*_columns(comparison), width)
+    failed = [_wrap(text, width) for text in failures(comparison)]
+    if failed:
+        page.append("\n".join(failed))
+    remarks = [_wrap(note, width) for note in notes(comparison)]
+    if remarks:
+        page.append("\n".join(remarks))
+    return "\n\n".join(page)
 
-
-def _metric_cell(line: _Line, name: str) -> str:
-    values = [row["metrics"][name] for row in line.runs if row["metrics"].get(name) is not None]
-    if not values or not all(math.isfinite(value) for value in values):
-        return "-"
-    if len(values) == 1:
-        return _decimal(values[0])
-    return f"{_decimal(np.mean(values))} ± {_decimal(np.std(values, ddof=1))}"
-
-
-# --- the difference to the first model
-
-
-def _difference_column(lines: Sequence[_Line], valid_metric: str | None, notes: list[str]) -> list[_Column]:
-    """The column of differences (none where nothing can be compared); what the reader must know goes to ``notes``."""
-    done = [line for line in lines if line.runs]
-    if len(done) < 2:
-        return []
-    first = next((line for line in done if not line.is_teacher), done[0])
-    metric = _compared_metric(done, valid_metric)
-    if metric is None:
-        notes.append("The models have no metric in common that could be compared by user.")
-        return []
-    tests = {line.label: _compare(line, first, metric) for line in done if line is not first}
-    adjusted = holm({label: test["p_value"] for label, test in tests.items() if test and "p_value" in test})
-    cells = {first.label: "-"}
-    for label, test in tests.items():
-        if test is None:
-            cells[label] = "-"
-        elif label in adjusted:
-            mark = "*" if adjusted[label] < SIGNIFICANT else " "
-            cells[label] = f"{_signed(test['difference'])} ({_p_value(adjusted[label])}) {mark}"
-        else:
-            cells[label] = f"{_signed(test['difference'])} (no test)  "
-    if adjusted:
-        correction = f", corrected for {len(adjusted)} comparisons (Holm)" if len(adjusted) > 1 else ""
-        name, value = ("DeLong's test", "The area") if metric == "auc" else ("a two-sided sign-flip test", "A user's value")
-        averaged = f" {value} is averaged over the seeds first." if len(_seeds_of(done)) > 1 else ""
-        notes.append(
-            f"* p < .05. Differences in {metric} to {first.label} are paired by user; p is from {name}"
-            f"{correction}.{averaged} It speaks of other users, not of other training seeds."
-        )
-        if any(test and test["seeds"] < len(_seeds_of(done)) for test in tests.values()):
-            notes.append("Where a run failed, the difference is over the seeds that both models finished.")
-    if any(test and "p_value" not in test for test in tests.values()):
-        notes.append("no test: the two models' results by user are not at hand, or not of the same users and candidates.")
-    failed_first = next((line for line in lines if not line.is_teacher), first)
-    if failed_first is not first:
-        notes.append(f"{failed_first.label} failed; the differences are to {first.label}.")
-    return [_Column(f"{metric} vs {first.label}", cells)]
-
-
-def _seeds_of(lines: Iterable[_Line]) -> list[Any]:
-    return _seeds([row for line in lines for row in line.runs])
-
-
-def _compared_metric(done: Sequence[_Line], valid_metric: str | None) -> str | None:
-    common = [name for name in _metric_names(done) if all(name in row["metrics"] for line in done for row in line.runs)]
-    names = [name for name in common if name == "auc" or is_per_user(name)]
-    wanted = valid_metric or next((row["valid_metric"] for row in done[0].runs if row.get("valid_metric")), "")
-    return wanted.lower() if wanted.lower() in names else next(iter(names), None)
-
-
-def _compare(line: _Line, first: _Line, metric: str) -> dict[str, float] | None:
-    """Test a line against the first: None without a common seed, no p value without a common test set."""
-    seeds = [seed for seed in line.by_seed if seed in first.by_seed]
-    if not seeds:
-        return None
-    runs = [[other.by_seed[seed] for seed in seeds] for other in (line, first)]
-    same = all(mine.get("test_set") == theirs.get("test_set") for mine, theirs in zip(*runs, strict=True))
-    if same and metric == "auc" and _same_labels(runs[0] + runs[1]):
-        return {**auc_test(runs[0][0]["labels"], *([row["values"] for row in part] for part in runs)), "seeds": len(seeds)}
-    mine, theirs = (_user_values(part, metric) for part in runs)
-    if not same or mine is None or theirs is None or not np.array_equal(mine[0], theirs[0]):
-        means = [np.mean([row["metrics"][metric] for row in part]) for part in runs]
-        return {"difference": float(means[0] - means[1]), "seeds": len(seeds)}
-    return {**paired_test(mine[1], theirs[1]), "seeds": len(seeds)}
-
-
-def _same_labels(runs: Sequence[Row]) -> bool:
-    """Whether the runs judged the same users' labels, of which there are enough of both kinds to test."""
-    labels: list[Any] = [row.get("labels") for row in runs]
-    if labels[0] is None or np.bincount(labels[0], minlength=2).min() < 2:
-        return False
-    same_users = all(np.array_equal(row["user_ids"], runs[0]["user_ids"]) for row in runs)
-    return same_users and all(np.array_equal(other, labels[0]) for other in labels)
-
-
-def _user_values(runs: Sequence[Row], metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Average a metric by user: over the user's rows, then over the seeds, which are no independent observations.
-
-    Returns:
-        ids: ``[users]`` sorted, and values: ``[users]``; None where the runs lack ranks or differ in users.
-    """
-    values = []
-    users: Any = None
-    for row in runs:
-        ranks = row.get("ranks")
-        if ranks is None:
-            return None
-        by_row = per_user(np.asarray(ranks), *split_metric(metric))
-        ids = row.get("user_ids")
-        ids = np.arange(len(by_row)) if ids is None else np.asarray(ids)
-        distinct, place, count = np.unique(ids, return_inverse=True, return_counts=True)
-        if users is not None and not np.array_equal(users, distinct):
-            return None
-        users = distinct
-        values.append(np.bincount(place.ravel(), weights=by_row) / count)
-    return users, np.mean(values, axis=0)
-
-
-# --- layout
 
 def _blocks(names: _Column, metrics: Sequence[_Column], rest: list[_Column], width: int) -> list[str]:
     """Lay the columns out beside the models' names, in as many blocks as the page needs; ``rest`` stays together."""
     blocks: list[str] = []
     columns: list[_Column] = []
-    for group in [*([column] for column in metrics), rest]:
+    for group in [*([column] for column in metrics), *([rest] if rest else [])]:
         block = _block(names, [*columns, *group])
         if columns and max(map(len, block.splitlines())) > width:
             blocks.append(_block(names, columns))
@@ -294,56 +296,150 @@ def _blocks(names: _Column, metrics: Sequence[_Column], rest: list[_Column], wid
 
 
 def _block(names: _Column, columns: Sequence[_Column]) -> str:
-    columns = [names, *columns]
-    rows = [[column.header for column in columns], *([column.cells[label] for column in columns] for label in names.cells)]
     header, *body = tabulate(
-        [[printable(cell) for cell in row] for row in rows],
+        [[printable(cell) for cell in row] for row in _cells(names, columns)],
         tablefmt="plain",
-        colalign=["left", *("right" for _ in columns[1:])],
+        colalign=["left", *("right" for _ in columns)],
         disable_numparse=True,
         preserve_whitespace=True,  # a blank stands where another line has its mark of significance
     ).splitlines()
     return "\n".join([header, "-" * len(header), *(line.rstrip() for line in body)])
 
 
+def _cells(names: _Column, columns: Sequence[_Column]) -> list[list[str]]:
+    """Header and body."""
+    columns = [names, *columns]
+    return [[column.header for column in columns], *([column.cells[label] for column in columns] for label in names.cells)]
+
+
 def _wrap(text: str, width: int) -> str:
     return textwrap.fill(printable(text, None), width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
-def sentence(text: Any) -> str:
-    """An error message as one line."""
-    return " ".join(printable(" ".join(str(text).split()), 2000).split())
+def _tabulated(comparison: Comparison, form: str) -> str:
+    names, metrics, rest = _columns(comparison)
+    header, *body = [[printable(cell, None).strip() for cell in row] for row in _cells(names, [*metrics, *rest])]
+    if form == "pipe":
+        header, *body = [[_in_markdown(cell) for cell in row] for row in (header, *body)]
+    alignment = ["left", *("right" for _ in header[1:])]
+    return tabulate(body, header, tablefmt=form, colalign=alignment, disable_numparse=True)
+
+
+def _markdown(comparison: Comparison) -> str:
+    parts = [f"**{_in_markdown(title(comparison))}**"]
+    parts += [_tabulated(comparison, "pipe")] if comparison.done else []
+    parts += [_in_markdown(printable(text, None)) for text in (*failures(comparison), *notes(comparison))]
+    return "\n\n".join(parts)
+
+
+def _in_markdown(text: str) -> str:
+    """Text that stays text in Markdown: neither markup nor HTML nor the end of a cell."""
+    return "".join(f"\\{character}" if character in "\\`*_[]<>|#~" else character for character in text)
+
+
+def _latex(comparison: Comparison) -> str:
+    """A ``tabular`` for the package booktabs; title and notes are comments before it."""
+    remarks = [title(comparison), *failures(comparison), *notes(comparison)]
+    parts = [f"% {printable(text, None)}" for text in remarks]
+    parts += [_tabulated(comparison, "latex_booktabs").replace("±", r"$\pm$")] if comparison.done else []
+    return "\n".join(parts)
+
+
+def _csv(comparisons: Sequence[Comparison]) -> str:
+    """One line per model and dataset, numbers in full; an empty cell is an unknown one."""
+    metrics = list(dict.fromkeys(name for comparison in comparisons for name in comparison.metrics))
+    of_metrics = [f"{name}{suffix}" for name in metrics for suffix in ("", " sd")]
+    tests = ["compared metric", "compared with", "difference", "low", "high", "effect", "p", "p corrected", "comparisons"]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    head = ["dataset", "protocol", "model", "seeds", "users"]
+    table.writerow([*head, *of_metrics, *tests, "trained_parameters", "minutes", "error"])
+    for comparison in comparisons:
+        for line in comparison.lines:
+            seeds = " ".join(str(row["seed"]) for row in line.runs)
+            cells: list[Any] = [comparison.dataset, comparison.protocol, line.label, seeds]
+            cells.append(_same(str(row["users"]) for row in line.runs if row.get("users") is not None))
+            for name in metrics:
+                values = line.values(name)
+                cells += [np.mean(values) if values else None, np.std(values, ddof=1) if len(values) > 1 else None]
+            test, first = line.difference, comparison.first
+            if test is None or first is None:
+                cells += [None] * len(tests)
+            else:
+                cells += [comparison.metric, first.label, test.difference, test.low, test.high, test.effect]
+                cells += [test.p_value, test.adjusted, comparison.corrected]
+            cells += [line.runs[0].get("trained_parameters") if line.runs else None, line.minutes]
+            cells.append("; ".join(dict.fromkeys(sentence(row["error"]) for row in line.failures)))
+            table.writerow([_csv_cell(cell) for cell in cells])
+    return text.getvalue().rstrip("\n")
+
+
+def _csv_cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.9g}"
+    text = printable(value, None)
+    return f"'{text}" if text[:1] in ("=", "+", "@") else text  # a spreadsheet would take it for a formula
 
 
 def _same(cells: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(cells))
 
 
-# --- numbers
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def _decimal(value: float) -> str:
-    """Four decimals without the leading zero: .3123, 1.0000."""
+def metric_cell(values: Sequence[float]) -> str:
+    """A metric's value, or mean ± standard deviation over the seeds."""
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return decimal(values[0])
+    return f"{decimal(float(np.mean(values)))} ± {decimal(float(np.std(values, ddof=1)))}"
+
+
+def decimal(value: float) -> str:
+    """Four decimals without the leading zero: .3123, 1.0000; ``-`` for what is no number."""
+    if not math.isfinite(value):
+        return "-"
     text = f"{value:.4f}"
     return text[1:] if text.startswith("0.") else text
 
 
-def _signed(value: float) -> str:
-    text = f"{round(float(value), 4) + 0.0:+.4f}"  # + 0.0 turns -0.0 into 0.0
+def signed(value: float, places: int = 4) -> str:
+    """A number with its sign: +.0123."""
+    text = f"{round(float(value), places) + 0.0:+.{places}f}"  # + 0.0 turns -0.0 into 0.0
     return text[0] + text[2:] if text[1:3] == "0." else text
 
 
-def _p_value(value: float) -> str:
-    if value < 0.001:
-        return "p<.001"
-    return f"p={value:.3f}".replace("0.", ".")
-
-
-def _parameters(row: Row) -> str:
-    """Three digits and a unit: 950, 12.3k, 1.23M."""
-    count = row.get("trained_parameters")
-    if count is None:
+def interval(difference: Difference | None) -> str:
+    """The interval of a difference: [+.0012, +.0345]."""
+    if difference is None or difference.low is None or difference.high is None:
         return "-"
+    return f"[{signed(difference.low)}, {signed(difference.high)}]"
+
+
+def effect(value: float | None) -> str:
+    """An effect size: +.12."""
+    return "-" if value is None else signed(value, 2)
+
+
+def p_value(value: float) -> str:
+    """A p value: .012, <.001."""
+    return "<.001" if value < 0.001 else f"{value:.3f}".replace("0.", ".", 1)
+
+
+def _p_equals(value: float) -> str:
+    return f"p{p_value(value)}" if value < 0.001 else f"p={p_value(value)}"
+
+
+def parameters(count: float | str | None) -> str:
+    """Three digits and a unit: 950, 12.3k, 1.23M."""
+    if count is None or isinstance(count, str):
+        return count or "-"
     size = float(count)
     for unit in ("", "k", "M", "G"):
         # 999.5 would be printed as 1000 with three digits
@@ -356,14 +452,8 @@ def _parameters(row: Row) -> str:
     return f"{size:.{decimals}f}{unit}"
 
 
-def _minutes(runs: Sequence[Row]) -> str:
-    """Training and test of one run, the mean over the runs."""
-    totals = [row["train_seconds"] + row["eval_seconds"] for row in runs if _has_times(row)]
-    if not totals:
+def minutes(value: float | None) -> str:
+    """Minutes with one decimal: 12.3, <0.1."""
+    if value is None:
         return "-"
-    minutes = float(np.mean(totals)) / 60
-    return "<0.1" if 0 < minutes < 0.05 else f"{minutes:.1f}"
-
-
-def _has_times(row: Row) -> bool:
-    return all(row.get(key) is not None and math.isfinite(row[key]) for key in ("train_seconds", "eval_seconds"))
+    return "<0.1" if 0 < value < 0.05 else f"{value:.1f}"

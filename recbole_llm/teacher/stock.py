@@ -36,6 +36,9 @@ from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
 from recbole_llm.files import reporting_full_disk
 from recbole_llm.lock import held
+from recbole_llm.results.describe import now, settings_of
+from recbole_llm.results.log import note_settings, run_log, tracked
+from recbole_llm.results.run import forget, read_curve, write_curve
 
 # Models whose state at position n sees items 1..n only, with one `gather_indexes` at the end of `forward`.
 CAUSAL_MODELS = ("SASRec", "GRU4Rec")
@@ -78,13 +81,12 @@ class CausalTraining:
         windows = cut_windows(self._sequences, length, rng)
         windows = torch.from_numpy(windows[rng.permutation(len(windows))])
         targets = int((windows[:, 1:] > 0).sum())
-        batches = max(1, round(targets / self.config["train_batch_size"]))
+        batches = windows.tensor_split(max(1, round(targets / self.config["train_batch_size"])))
+        loss_func = loss_func or self.batch_loss
         total = 0.0
-        for batch in tqdm(
-            windows.tensor_split(batches), desc=f"Train {epoch_idx:>5}", ncols=100, disable=not show_progress, leave=False
-        ):
+        for batch in batches:
             self.optimizer.zero_grad()
-            loss = all_positions_loss(self.model, batch.to(self.device))
+            loss = loss_func(batch.to(self.device))
             self._check_nan(loss)
             loss.backward()
             if self.clip_grad_norm:
@@ -92,6 +94,75 @@ class CausalTraining:
             self.optimizer.step()
             total += loss.item()
         return total
+
+    def batch_loss(self, windows: Tensor) -> Tensor:
+        """The loss of a batch of windows."""
+        return all_positions_loss(self.model, windows)
+
+
+class RecordedTraining:
+    """Trainer mix-in: keeps the training's curve, and shows one bar for all epochs with the time that is left.
+
+    Attributes:
+        curve: losses and validations, see ``docs/runs.md``.
+        phase: what the points of the curve say as their stage; None for a model that is trained in one.
+    """
+
+    def __init__(self, config, model):
+        super().__init__(config, model)
+        self.curve: list[dict[str, Any]] = []
+        self.phase: str | None = None
+        self._bar: tqdm | None = None
+        self._steps, self._seconds = 0, 0.0
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        started, before = time.perf_counter(), self._steps
+        loss_func = loss_func or getattr(self, "batch_loss", self.model.calculate_loss)
+        epochs = self.epochs if self.phase is None else self.pretrain_epochs
+        if self._bar is None:
+            name = self.config["model"] if self.phase is None else f"{self.config['model']}, {self.phase}"
+            self._bar = tqdm(total=epochs, desc=f"Train {name}", unit="epoch", ncols=100, disable=not show_progress)
+        share = 1 / max(1, len(train_data))
+
+        def counted(batch):
+            self._steps += 1
+            self._bar.n = round(min(epoch_idx + 1, epoch_idx + (self._steps - before) * share), 1)
+            self._bar.update(0)
+            return loss_func(batch)
+
+        total = super()._train_epoch(train_data, epoch_idx, loss_func=counted, show_progress=False)
+        self._bar.n = epoch_idx + 1
+        self._bar.refresh()
+        self._seconds += time.perf_counter() - started
+        sums = total if isinstance(total, tuple) else (total,)
+        names = ["loss"] if len(sums) == 1 else [f"loss{place}" for place in range(1, len(sums) + 1)]
+        batches = max(1, self._steps - before)
+        point = {
+            "step": self._steps,
+            "epoch": epoch_idx + 1,
+            "seconds": self._seconds,
+            "losses": {name: float(part) / batches for name, part in zip(names, sums, strict=True)},
+            "valid": None,
+        }
+        self.curve.append(point if self.phase is None else {**point, "stage": self.phase})
+        return total
+
+    def _valid_epoch(self, valid_data, show_progress=False):
+        score, result = super()._valid_epoch(valid_data, show_progress=False)
+        epoch = self.curve[-1]["epoch"]
+        self.curve[-1]["valid"] = {name: float(value) for name, value in result.items()}
+        for name, value in result.items():
+            self.tensorboard.add_scalar(f"Valid/{name}", value, epoch)
+        if self._bar is not None:
+            best = max(score, self.best_valid_score) if self.valid_metric_bigger else min(score, self.best_valid_score)
+            self._bar.set_postfix_str(f"best {self.valid_metric}: {best:.4f}", refresh=False)
+        return score, result
+
+    def close(self):
+        """End the bar and the TensorBoard file."""
+        if self._bar is not None:
+            self._bar.close()
+        self.tensorboard.close()
 
 
 @dataclass
@@ -106,6 +177,8 @@ class StockRun:
         train_seconds: what its training took (as recorded, where it was loaded).
         valid_result: metrics on the validation split at the chosen epoch.
         loaded: whether it came from the folder instead of being trained now.
+        curve: losses and validations of its training.
+        started: when its training began; None where that is not known.
     """
 
     model: nn.Module
@@ -115,6 +188,8 @@ class StockRun:
     train_seconds: float
     valid_result: dict[str, float] = field(default_factory=dict)
     loaded: bool = False
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    started: str | None = None
 
 
 _MAY_TRAIN: ContextVar[bool] = ContextVar("may_train", default=True)
@@ -154,6 +229,7 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
         return _train_or_load(config, splits, training, folder, settings, fingerprint)
 
 
+
 def _train_or_load(
     config: Config, splits: dict[str, Any], training: str, folder: Path, settings: dict[str, Any], fingerprint: str
 ) -> StockRun:
@@ -170,24 +246,49 @@ def _train_or_load(
         checkpoint.check(record, folder, model=name, fingerprint=fingerprint)
         model.load_state_dict(checkpoint.read_weights(folder, config["device"]))
         getLogger().info(f"{name}: using the trained model in {folder}")
-        return StockRun(model.eval(), config, splits, folder, record["train_seconds"], record["valid_result"], loaded=True)
+        return _read(model.eval(), config, splits, folder, record)
 
     if not _MAY_TRAIN.get():
         raise UserError(
             f"there is no trained {name} of these data and settings in {folder.parent}, and loading a checkpoint trains "
             f"nothing: give the folder of the {name} that it belongs to as teacher_checkpoint."
         )
-    getLogger().info(f"{name}: training it now ({training}); it will be kept in {folder}")
-    started = time.perf_counter()
+    resolved = settings_of(config)[0]
+    with run_log(name, folder.name), tracked(folder.name, resolved):
+        note_settings(folder.name, resolved)
+        getLogger().info(f"{name}: training it now ({training}); it will be kept in {folder}")
+        return _train(config, model, splits, (train_data, valid_data), training, folder, settings, fingerprint)
+
+
+def _train(
+    config: Config,
+    model: nn.Module,
+    splits: dict[str, Any],
+    loaders: tuple[Any, Any],
+    training: str,
+    folder: Path,
+    settings: dict[str, Any],
+    fingerprint: str,
+) -> StockRun:
+    """Train ``model`` and write its folder, which must be held."""
+    name = config["model"]
+    train_data, valid_data = loaders
+    started, begun = time.perf_counter(), now()
     bases = (CandidateEvaluation, get_trainer(config["MODEL_TYPE"], name))
     if training == "causal":
         bases = (CausalTraining, *bases)
-    trainer_class = type(f"{name}BaselineTrainer", bases, {})
+    trainer_class = type(f"{name}BaselineTrainer", (RecordedTraining, *bases), {})
     trainer = trainer_class(config, model)
+    curve = []
     if getattr(model, "train_stage", None) == "pretrain":
         # S3Rec: RecBole leaves the fine-tuning to a second run with other settings, and writes copies for it on the way.
         trainer.save_step = trainer.pretrain_epochs + 1
-        trainer.pretrain(train_data, verbose=True, show_progress=config["show_progress"])
+        trainer.phase = "pretrain"
+        try:
+            trainer.pretrain(train_data, verbose=True, show_progress=config["show_progress"])
+        finally:
+            trainer.close()
+        curve = trainer.curve
         model.train_stage = "finetune"
         model.loss_fct = BPRLoss() if model.loss_type == "BPR" else nn.CrossEntropyLoss()
         trainer = trainer_class(config, model)
@@ -202,6 +303,8 @@ def _train_or_load(
             model.load_state_dict(torch.load(temporary, map_location=config["device"], weights_only=False)["state_dict"])
     finally:
         temporary.unlink(missing_ok=True)
+        trainer.close()
+    curve = curve + trainer.curve
     seconds = time.perf_counter() - started
     record = {
         "kind": "stock",
@@ -211,11 +314,14 @@ def _train_or_load(
         "fingerprint": fingerprint,
         "seed": config["seed"],
         "settings": settings,
+        "started": begun,
         "train_seconds": seconds,
         "valid_result": dict(valid_result or {}),
     }
+    forget(folder)  # the result of other weights
+    write_curve(folder, curve)
     checkpoint.write(folder, record, model.state_dict())
-    return StockRun(model.eval(), config, splits, folder, seconds, record["valid_result"])
+    return StockRun(model.eval(), config, splits, folder, seconds, record["valid_result"], curve=curve, started=begun)
 
 
 def training_data(config: Config, splits: dict[str, Any]) -> Any:
@@ -268,4 +374,9 @@ def load(folder: str | Path, config: Config, splits: dict[str, Any]) -> StockRun
             f"The weights in {folder} do not fit {config['model']} as it is configured here: give the sizes that it was "
             f"trained with in teacher_settings."
         ) from error
-    return StockRun(model.eval(), config, splits, folder, record["train_seconds"], record["valid_result"], loaded=True)
+    return _read(model.eval(), config, splits, folder, record)
+
+
+def _read(model: nn.Module, config: Config, splits: dict[str, Any], folder: Path, record: dict[str, Any]) -> StockRun:
+    seconds, valid = record["train_seconds"], record["valid_result"]
+    return StockRun(model, config, splits, folder, seconds, valid, True, read_curve(folder), record.get("started"))

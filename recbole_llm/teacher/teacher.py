@@ -19,6 +19,7 @@ from recbole_llm.config.settings import make_config
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.sequences import gather_windows
 from recbole_llm.errors import UserError
+from recbole_llm.results.log import decimals
 from recbole_llm.teacher import stock
 
 
@@ -124,5 +125,5 @@ def obtain_teacher(config: Config, splits: dict[str, Any]) -> tuple[Teacher, sto
         run = stock.load(config["teacher_checkpoint"], settings, splits)
     else:
         run = stock.train_or_load(settings, splits, config["teacher_training"])
-    getLogger().info(f"Teacher {config['teacher']}: {run.valid_result}")
+    getLogger().info(f"Teacher {config['teacher']}, validation: {decimals(run.valid_result)}")
     return Teacher(run), run

@@ -54,11 +54,12 @@ class LinearHeadTrainer(LLMTrainer):
 
     predicts_probabilities = False
 
-    def __init__(self, config: Config, model: HeadRecommender) -> None:
+    @classmethod
+    def complete_settings(cls, config: Config, model: HeadRecommender) -> None:
+        """The paper's learning rate where none is given."""
         if select(HeadTrainingSettings, config).learning_rate is None:
             alone = HEAD_ALONE if model.foundation is None else HEAD_ON_PRETRAINED
             config["learning_rate"] = alone if model.backbone.frozen else WITH_LLM
-        super().__init__(config, model)
 
     def _train_step(self, train_data, interaction, steps_per_epoch: int, accumulation: int) -> np.ndarray:
         self.model.epoch_steps = steps_per_epoch

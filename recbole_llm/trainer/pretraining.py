@@ -38,6 +38,8 @@ from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.evaluate import evaluate_ranking, sample_rows
 from recbole_llm.lock import held
+from recbole_llm.results.describe import settings_of
+from recbole_llm.results.log import note_settings, run_log, tracked
 from recbole_llm.trainer.linear_head import HeadRecommender, LinearHeadTrainer
 
 WHAT_AN_LLM_IS = ("source", "name", "sha256", "revision", "architecture", "layers")
@@ -170,7 +172,10 @@ def _make_foundation(
         getLogger().info(f"Foundation: using the LLM in {folder}, pre-trained on {names}")
     else:
         getLogger().info(f"Foundation: pre-training the LLM on {names} now; it will be kept in {folder}")
-        _pretrain(folder, configs, datasets, resume)
+        resolved = settings_of(configs[0])[0]
+        with run_log(configs[0]["model"], folder.name), tracked(folder.name, resolved):
+            note_settings(folder.name, resolved)
+            _pretrain(folder, configs, datasets, resume)
 
 
 def source_configs(config: Config) -> list[Config]:

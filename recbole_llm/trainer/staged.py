@@ -18,6 +18,7 @@ from recbole.config import Config
 from recbole_llm import checkpoint
 from recbole_llm.config.settings import select
 from recbole_llm.recommender.base import Recommender
+from recbole_llm.results.run import read_curve, write_curve
 from recbole_llm.trainer.checkpoint import has_training_state
 from recbole_llm.trainer.stages import StageSettings, stages_to_run
 from recbole_llm.trainer.trainer import LLMTrainer
@@ -58,7 +59,8 @@ class StagedTrainer(LLMTrainer):
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """Train all stages; arguments and result as RecBole's ``Trainer.fit``, the result being the last stage's."""
         folder, resumed, seconds = Path(self.saved_model_file), self.step > 0, 0.0
-        result = None
+        curve: list[dict[str, Any]] = []
+        started = result = None
         for number, stage in enumerate(self.stages):
             last = number == len(self.stages) - 1
             own = folder if last else folder / "stages" / f"{number + 1}-{stage['name']}"
@@ -66,20 +68,24 @@ class StagedTrainer(LLMTrainer):
             self.saved_model_file = str(own)
             if resumed and not last and checkpoint.exists(own) and checkpoint.read_record(own).get("finished"):
                 self.load_weights(own)
-                seconds += checkpoint.read_record(own)["train_seconds"]
+                record = checkpoint.read_record(own)
+                seconds, started = seconds + record["train_seconds"], started or record.get("started")
+                curve += _named(read_curve(own), stage["name"])
                 continue
             if resumed and has_training_state(own):
                 super().resume_checkpoint(own)
             if verbose:
                 self.logger.info(f"Stage {number + 1} of {len(self.stages)}, {stage['name']}: trains {stage['trains']}")
             result = super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
-            seconds += self.train_seconds
+            seconds, started = seconds + self.train_seconds, started or self.started
+            curve += _named(self.curve, stage["name"])
             if not last and saved:
                 self.load_weights(own)
-        self.train_seconds = seconds
+        self.train_seconds, self.curve, self.started = seconds, curve, started
         if saved:
             record = checkpoint.read_record(folder)
-            checkpoint.write_json(folder / checkpoint.RECORD, {**record, "train_seconds": seconds})
+            write_curve(folder, curve)
+            checkpoint.write_json(folder / checkpoint.RECORD, {**record, "train_seconds": seconds, "started": started})
             shutil.rmtree(folder / "stages", ignore_errors=True)
         return result
 
@@ -93,7 +99,7 @@ class StagedTrainer(LLMTrainer):
         self.optimizer = self._build_optimizer()
         self.step, self.best_step, self.cur_step = 0, -1, 0
         self.best_valid_score, self.best_valid_result = float("-inf") if self.valid_metric_bigger else float("inf"), None
-        self.train_seconds, self.log = 0.0, []
+        self.train_seconds, self.log, self.curve, self.started = 0.0, [], [], None
 
     def can_resume(self, folder) -> bool:
         """Whether ``folder`` holds the state of an unfinished training, in whichever stage."""
@@ -103,3 +109,7 @@ class StagedTrainer(LLMTrainer):
         """Have :meth:`fit` go on in the stage in which the training in ``resume_file`` was stopped."""
         self.step = 1  # any number above 0; each stage brings its own
         self.saved_model_file = str(checkpoint.folder_of(resume_file))
+
+
+def _named(curve: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
+    return [{**point, "stage": stage} for point in curve]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from recbole.config import Config
 from recbole.trainer import Trainer
-from recbole.utils import calculate_valid_score, dict2str, get_local_time, set_color
+from recbole.utils import calculate_valid_score, get_local_time, set_color
 from torch import nn
 from torch.autograd.graph import increment_version
 from tqdm import tqdm
@@ -29,6 +29,9 @@ from recbole_llm.config.settings import select
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
 from recbole_llm.recommender.base import Recommender
+from recbole_llm.results.describe import now
+from recbole_llm.results.log import decimals
+from recbole_llm.results.run import forget, write_curve
 from recbole_llm.trainer.checkpoint import (
     backbone_identities,
     has_training_state,
@@ -69,11 +72,14 @@ class LLMTrainer(CandidateEvaluation, Trainer):
     Attributes:
         step: how many batches have been trained on.
         log: step, epoch and metrics of each validation.
+        curve: losses and validations of the training, as a run's folder keeps them (``docs/runs.md``).
+        started: when the training began.
     """
 
     predicts_probabilities = True
 
     def __init__(self, config: Config, model: Recommender) -> None:
+        self.complete_settings(config, model)
         self.settings = settings = select(TrainingSettings, config)
         super().__init__(config, model)
         # RecBole has made this int where both are whole; a fraction of an epoch is allowed here.
@@ -83,6 +89,12 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         self.best_step = -1
         self.train_seconds = 0.0
         self.log: list[dict[str, Any]] = []
+        self.curve: list[dict[str, Any]] = []
+        self.started: str | None = None
+
+    @classmethod
+    def complete_settings(cls, config: Config, model: Recommender) -> None:
+        """Fill in the settings whose defaults depend on the model; they are part of a run's identity."""
 
     # Optimizer
 
@@ -133,6 +145,9 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         total = self.epochs * steps_per_epoch
         validate_every = max(1, round(self.eval_step * steps_per_epoch)) if valid_data and self.eval_step > 0 else 0
         folder = Path(self.saved_model_file)
+        self.started = self.started or now()
+        if saved:
+            forget(folder)  # the result of other weights
         if verbose:
             self.logger.info(
                 f"{self.settings.model}: {len(rows)} training rows, {steps_per_epoch} steps per epoch, "
@@ -174,6 +189,7 @@ class LLMTrainer(CandidateEvaluation, Trainer):
                 )
             self.train_loss_dict[self.step] = float(means.sum())
             self._log_losses(means, speed)
+            self._note_losses(means, self.step / steps_per_epoch)
             if validate_every and (self.step % validate_every == 0 or last):
                 stop = self._validate(valid_data, self.step / steps_per_epoch, verbose, saved, callback_fn)
             elif saved and not validate_every:
@@ -218,6 +234,12 @@ class LLMTrainer(CandidateEvaluation, Trainer):
     def _describe(self, parts: np.ndarray) -> str:
         return ", ".join(f"{name}: {part:.4f}" for name, part in zip(self.model.loss_names, parts, strict=False))
 
+    def _note_losses(self, parts: np.ndarray, epoch: float) -> None:
+        losses = {name: float(part) for name, part in zip(self.model.loss_names, parts, strict=False)}
+        self.curve.append(
+            {"step": self.step, "epoch": epoch, "seconds": self.train_seconds, "losses": losses, "valid": None}
+        )
+
     def _log_losses(self, parts: np.ndarray, speed: float) -> None:
         values = {f"Loss/{name}": float(part) for name, part in zip(self.model.loss_names, parts, strict=False)}
         values |= {"Loss/Train": float(parts.sum()), "tokens_per_second": speed}
@@ -242,12 +264,15 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         else:
             self.cur_step += 1
         self.log.append({"step": self.step, "epoch": epoch, **result})
+        self.curve[-1]["valid"] = {name: float(value) for name, value in result.items()}
         if verbose:
             self.logger.info(
-                set_color(f"epoch {epoch:.2f} evaluating", "green")
-                + f" [time: {time.perf_counter() - started:.2f}s, valid_score: {score:f}] {dict2str(result)}"
+                set_color(f"epoch {epoch:.2f} validation", "green")
+                + f" [time: {time.perf_counter() - started:.2f}s, {decimals(result)}]"
             )
         self.tensorboard.add_scalar("Valid_score", score, self.step)
+        for name, value in result.items():
+            self.tensorboard.add_scalar(f"Valid/{name}", value, self.step)
         self.wandblogger.log_metrics({**result, "valid_step": self.step}, head="valid")
         if callback_fn:
             callback_fn(epoch, score)
@@ -300,6 +325,7 @@ class LLMTrainer(CandidateEvaluation, Trainer):
             "best_valid_result": self.best_valid_result,
             "best_step": self.best_step,
             "train_seconds": self.train_seconds,
+            "started": self.started,
         }
 
     def record(self) -> dict[str, Any]:
@@ -331,7 +357,8 @@ class LLMTrainer(CandidateEvaluation, Trainer):
     def _save_resume_state(self, folder: Path, finished: bool) -> None:
         if finished:
             return
-        state = {"step": self.step, **self._progress(), "cur_step": self.cur_step, "log": self.log, **self._identity()}
+        state = {"step": self.step, **self._progress(), "cur_step": self.cur_step, "log": self.log, "curve": self.curve}
+        state |= self._identity()
         save_training_state(folder, self.model, self.optimizer, state)
 
     def _finish(self, folder: Path) -> None:
@@ -342,6 +369,7 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         record = {**self.record(), "finished": True}
         if not (folder / checkpoint.WEIGHTS).exists():  # no validation took place: the last weights are the result
             self._save_best(folder)
+        write_curve(folder, self.curve)
         checkpoint.write_json(folder / checkpoint.RECORD, {"format": checkpoint.FORMAT, **record})
         if self.settings.merge_adapter and self.is_last_stage:
             self.load_weights(folder)
@@ -364,4 +392,5 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         self.step, self.best_step, self.cur_step = state["step"], state["best_step"], state["cur_step"]
         self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
         self.train_seconds, self.log = state["train_seconds"], state["log"]
+        self.curve, self.started = state.get("curve", []), state.get("started")
         self.logger.info(f"Checkpoint loaded: resuming the training in {folder} after step {self.step}")

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from recbole_llm.analysis import order, trained
-from recbole_llm.analysis.intervals import bootstrap_means, compare
 from recbole_llm.analysis.job import read_columns
 from recbole_llm.analysis.order import (
     ORIGINAL,
@@ -26,6 +25,7 @@ from recbole_llm.analysis.order import (
 from recbole_llm.analysis.trained import TrainedModel
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError
+from recbole_llm.evaluation.intervals import bootstrap_means, compare
 from recbole_llm.evaluation.stock_scores import stock_scores
 
 BOTH = OrderSettings(inference=("whole",), training=("whole",), draws=2)

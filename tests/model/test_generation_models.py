@@ -341,7 +341,7 @@ def test_a_comparison_of_all_models_in_one_form(form, small_data, sentence_encod
     assert [row["model"] for row in rows] == models and not [row for row in rows if "error" in row]
     assert ("hit@1" in out and "validratio" in out) is (form == "generation") is not ("ndcg@10" in out)
     if form == "generation":
-        assert [("validratio" in row["metrics"]) for row in rows] == [False] + [True] * 6
+        assert [("validratio" in row["metrics"]["test"]) for row in rows] == [False] + [True] * 6
         assert rows[-1]["trained_parameters"] == 0
     adapters = {path.parent.name.split("-")[0] for path in Path("saved").glob("*/adapter")}
     assert adapters == {"TALLRec", "LLaRA", "CoLLM", "RSLLM"}

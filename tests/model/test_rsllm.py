@@ -237,8 +237,8 @@ def test_other_teachers_and_the_command_line(small_data, teacher):
     )
     assert cli.main(command.split()) == 0
     rows = json.loads(Path("out.json").read_text())
-    assert {"hit@1", "validratio"} <= set(rows[0]["metrics"])
-    assert [row["model"] for row in rows] == ["RSLLM", f"{teacher} (teacher)"]
+    assert {"hit@1", "validratio"} <= set(rows[0]["metrics"]["test"])
+    assert [(row["model"], row["role"]) for row in rows] == [("RSLLM", "model"), (teacher, "teacher")]
 
 
 def test_the_settings_of_the_readmes_table():

@@ -7,12 +7,13 @@ import os
 
 import numpy as np
 import pytest
+from test_run import CURVE, RECORD
 from test_table import failed_row, judged_row, make_row
 
 from recbole_llm import cli
 from recbole_llm.errors import UserError
-from recbole_llm.results import files as results
 from recbole_llm.results.files import read_rows, write_json, write_per_user
+from recbole_llm.results.run import write_run
 from recbole_llm.results.table import format_table
 
 
@@ -23,46 +24,92 @@ def test_json_by_hand(tmp_path):
     write_json([first, make_row("SASRec", [1, 3], role="teacher", train_seconds=float("nan")), failed_row("B")], file)
     text = file.read_text(encoding="utf-8")
     assert "NaN" not in text and text.endswith("]\n")
-    assert json.loads(text) == [
-        {
-            "model": "SASRec",
-            "dataset": "ml-100k",
-            "seed": 7,
-            "metrics": {"ndcg@2": pytest.approx((1 + 0.63093) / 4, abs=1e-5), "hit@2": 0.5},
-            "valid_metric": "NDCG@2",
-            "users": 4,
-            "test_set": "3fa9",
-            "trained_parameters": 123456,
-            "train_seconds": 90.0,
-            "eval_seconds": 12.0,
-        },
-        {
-            "model": "SASRec (teacher)",
-            "dataset": "ml-100k",
-            "seed": 1,
-            "metrics": {"ndcg@2": 0.5, "hit@2": 0.5},
-            "valid_metric": "NDCG@2",
-            "users": 2,
-            "test_set": None,
-            "trained_parameters": 123456,
-            "train_seconds": None,
-            "eval_seconds": 12.0,
-        },
-        {
-            "model": "B",
-            "dataset": "ml-100k",
-            "seed": 1,
-            "metrics": {},
-            "valid_metric": None,
-            "users": None,
-            "test_set": None,
-            "trained_parameters": None,
-            "train_seconds": None,
-            "eval_seconds": None,
-            "error": "no such file: bring one.",
-        },
-    ]
-    assert list(json.loads(text)[0]) == list(results.JSON_KEYS)
+    first, teacher, failed = json.loads(text)
+    assert first == {
+        "format": "recbole-llm run",
+        "version": 1,
+        "label": "SASRec",
+        "role": "model",
+        "folder": "saved/SASRec",
+        "model": "SASRec",
+        "dataset": "ml-100k",
+        "protocol": None,
+        "seed": 7,
+        "settings": {},
+        "changed": {},
+        "command": None,
+        "versions": {},
+        "git": None,
+        "data": {},
+        "backbone": None,
+        "teacher": None,
+        "machine": {},
+        "started": None,
+        "finished": None,
+        "seconds": {"train": 90.0, "evaluate": 12.0},
+        "peak_memory_bytes": {},
+        "trained_parameters": 123456,
+        "users": 4,
+        "test_set": "3fa9",
+        "valid_metric": "NDCG@2",
+        "metrics": {"valid": {}, "test": {"ndcg@2": pytest.approx((1 + 0.63093) / 4, abs=1e-5), "hit@2": 0.5}},
+    }
+    assert (teacher["role"], teacher["folder"], teacher["seconds"]["train"]) == ("teacher", None, None)
+    assert failed == {
+        "format": "recbole-llm run",
+        "version": 1,
+        "label": "B",
+        "role": "model",
+        "folder": None,
+        "model": "B",
+        "dataset": "ml-100k",
+        "seed": 1,
+        "error": "no such file: bring one.",
+    }
+
+
+def test_a_run_is_reported_by_its_record(tmp_path):
+    run = write_run(tmp_path / "run", RECORD, CURVE, ["a", "b", "c"], ranks=[1, 2, 3])
+    write_json([run.row("LLMSTAR:plain")], tmp_path / "results.json")
+    (reported,) = json.loads((tmp_path / "results.json").read_text())
+    names = {"label": "LLMSTAR:plain", "role": "model", "folder": str(run.folder)}
+    assert reported == {**names, **json.loads((run.folder / "run.json").read_text())}
+    (row,) = read_rows([tmp_path / "results.json"])
+    assert row.keys() == run.row().keys() - {"user_ids", "ranks"} and row["model"] == "LLMSTAR:plain"
+    assert (row["checkpoint"], row["users"], row["metrics"]["ndcg@10"]) == (str(run.folder), 3, 0.25)
+
+
+EARLIER = """[{"model": "SASRec (teacher)", "dataset": "ml-100k", "seed": 1, "metrics": {"ndcg@2": 0.5, "hit@2": null},
+  "valid_metric": "NDCG@2", "users": 2, "test_set": null, "trained_parameters": 9, "train_seconds": null, "eval_seconds": 1.5},
+ {"model": "B", "dataset": "ml-100k", "seed": 1, "metrics": {}, "valid_metric": null, "users": null, "test_set": null,
+  "trained_parameters": null, "train_seconds": null, "eval_seconds": null, "error": "no such file: bring one."}]"""
+
+
+def test_files_of_earlier_versions_are_read(tmp_path):
+    (tmp_path / "old.json").write_text(EARLIER)
+    write_json([make_row("A", [1, 2])], tmp_path / "new.json")
+    teacher, failed, new = read_rows([tmp_path / "old.json", tmp_path / "new.json"])
+    assert (teacher["model"], teacher["role"], teacher["metrics"]["ndcg@2"]) == ("SASRec", "teacher", 0.5)
+    assert failed["error"] == "no such file: bring one." and new["model"] == "A"
+    assert "SASRec (teacher)" in format_table([teacher, failed, new])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"label": "\x1b[2J"}, "run 1 is damaged: its label, role or folder"),
+        ({"folder": 5}, "run 1 is damaged: its label, role or folder"),
+        ({"version": 9}, "newer version"),
+        ({"users": "many"}, "its users is missing"),
+        ({"error": "it failed", "seed": None}, "its seed is missing"),
+    ],
+)
+def test_a_damaged_record_is_refused(tmp_path, changes, sentence):
+    write_json([make_row("A", [1])], tmp_path / "a.json")
+    (record,) = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps([{**record, **changes}]))
+    with pytest.raises(UserError, match=sentence):
+        read_rows([tmp_path / "a.json"])
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
@@ -175,8 +222,8 @@ def test_a_figure_that_was_no_number_stays_a_dash(tmp_path):
     [
         (None, "cannot be read (No such file or directory)."),
         (b"\xff\xfe", "cannot be read (it is no text)."),
-        (b"model: A", "was not written by results_file or per_user_file."),
-        (b'{"model": "A"}', "was not written by results_file or per_user_file."),
+        (b"model: A", "is neither a run nor a results_file, per_user_file or analysis"),
+        (b'{"model": "A"}', "is neither a run nor a results_file, per_user_file or analysis"),
         (b'[{"model": "A"}]', "was not written by results_file or per_user_file."),
         (b"model\tseed\tuser\trank\nA\t1\tu1\tfirst\n", "line 2: this is no line of a per_user_file."),
         (b"model\tseed\tuser\tfirst\nA\t1\tu1\t2\n", "line 2: this is no line of a per_user_file."),
@@ -192,6 +239,9 @@ def test_what_is_no_result_is_refused(tmp_path, capsys, content, sentence):
 
 def test_names_cannot_steer_the_terminal(tmp_path):
     write_json([make_row("A", [1]) | {"model": "\x1b[2J"}], tmp_path / "a.json")
+    with pytest.raises(UserError, match="is damaged"):
+        read_rows([tmp_path / "a.json"])
+    (tmp_path / "a.json").write_text(EARLIER.replace("SASRec", "\\u001b[2J"))
     with pytest.raises(UserError, match="was not written by"):
         read_rows([tmp_path / "a.json"])
 
@@ -200,9 +250,9 @@ def test_mistakes_in_the_command(tmp_path, capsys):
     write_json([make_row("A", [1])], tmp_path / "a.json")
     write_json([], tmp_path / "none.json")
     for words, sentence in (
-        ([], "name the files of the runs"),
+        ([], "name runs: the folders"),
         ([str(tmp_path / "none.json")], "there is no run in"),
-        ([str(tmp_path / "a.json"), "--against=B"], "--against=B: the files have A."),
+        ([str(tmp_path / "a.json"), "--against=B"], "against: there is no 'B' among A."),
         ([str(tmp_path / "a.json"), "--agains=A"], "did you mean --against?"),
     ):
         assert cli.main(["table", *words]) == 2

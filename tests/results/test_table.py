@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from recbole_llm.errors import UserError
+from recbole_llm.evaluation.intervals import effect_size
 from recbole_llm.evaluation.ranking import metrics_from_ranks
 from recbole_llm.evaluation.significance import auc_test
 from recbole_llm.results import table as report
+from recbole_llm.results.comparison import Line, compare_rows
 from recbole_llm.results.table import format_table
 
 
@@ -50,7 +57,11 @@ def line_of(table: str, name: str) -> str:
 
 
 def test_table_by_hand():
-    """Ranks 1, 2, 3, 3 give NDCG@2 = (1 + .63093) / 4; all first gives 1; three differences of one sign: p = 2/8."""
+    """Ranks 1, 2, 3, 3 give NDCG@2 = (1 + .63093) / 4; all first gives 1; three differences of one sign: p = 2/8.
+
+    Of the 256 ways to draw four users from differences 0, .36907, 1, 1, one has the mean 0, four .0923, six .1845 (so that
+    2.5 % end there) and sixteen 1. Effect: .59227, divided by their standard deviation .49432.
+    """
     rows = [
         make_row("SASRec", [1, 2, 3, 3], trained_parameters=950),
         make_row("LLMSTAR", [1, 1, 1, 1], trained_parameters=5_250_000, train_seconds=660.0, eval_seconds=30.0),
@@ -60,15 +71,102 @@ def test_table_by_hand():
         == """\
 ml-100k · 4 users · seed 1
 
-model    ndcg@2   hit@2   ndcg@2 vs SASRec  params  minutes
------------------------------------------------------------
-SASRec    .4077   .5000                  -     950      1.7
-LLMSTAR  1.0000  1.0000  +.5923 (p=.250)     5.25M     11.5
+model    ndcg@2   hit@2   ndcg@2 vs SASRec      95 % interval  effect  params  minutes
+--------------------------------------------------------------------------------------
+SASRec    .4077   .5000                  -                  -       -     950      1.7
+LLMSTAR  1.0000  1.0000  +.5923 (p=.250)    [+.1845, +1.0000]   +1.20   5.25M     11.5
 
 * p < .05. Differences in ndcg@2 to SASRec are paired by user; p is from a two-sided sign-flip test. It speaks of other
     users, not of other training seeds.
+95 % interval: of the difference, bootstrap over users (10,000 draws), not corrected. effect: the mean difference
+    divided by the standard deviation of the users' differences.
 params: trained parameters. minutes: training and test."""
     )
+
+
+def described(row, role="model", **settings):
+    """A row whose run is described, with its settings."""
+    return {**row, "role": role, "record": {"settings": {"device": "cpu", **settings}}}
+
+
+def test_runs_of_one_model_are_told_apart_by_the_settings_in_which_they_differ():
+    rows = [
+        described(make_row("LLMSTAR", [1, 2], seed=1), beta=0, alpha=1),
+        described(make_row("LLMSTAR", [1, 3], seed=1), beta=0.5, alpha=1),
+        described(make_row("LLMSTAR", [1, 1], seed=2), beta=0, alpha=1, device="cuda"),  # where it ran tells nothing
+        described(make_row("SASRec", [1, 2], seed=1), hidden_size=64),
+    ]
+    names = [line.label for line in compare_rows(rows)[0].lines]
+    assert names == ["LLMSTAR beta=0", "LLMSTAR beta=0.5", "SASRec"]
+    many = [described(make_row("A", [1, place]), a=place, b=place, c=place, d=place, e="x" * 99) for place in (1, 2)]
+    assert [line.label for line in compare_rows(many)[0].lines] == [f"A a={n} b={n} c={n} and 1 more" for n in (1, 2)]
+
+
+def test_a_teacher_that_is_a_model_too_counts_once():
+    """p = 2/64 = .031 alone; beside its own copy as a teacher it would be doubled by the correction."""
+    base, better = make_row("SASRec", [2] * 12), make_row("LLMSTAR", [1] * 6 + [2] * 6)
+    teacher = {**make_row("SASRec", [2] * 12, role="teacher"), "record": {"settings": {"teacher_training": "prefix"}}}
+    for rows in ([base, better, teacher], [teacher, better, base]):
+        table = format_table(rows, against="SASRec")
+        assert "(p=.031) *" in line_of(table, "LLMSTAR") and "Holm" not in table and "(teacher)" not in table
+    other = make_row("SASRec", [1] + [2] * 11, role="teacher")
+    assert "(p=.062)" in line_of(format_table([base, better, other]), "LLMSTAR")
+
+
+def test_a_run_that_two_files_report_is_one_run():
+    row, other = make_row("A", [1, 2, 2]), make_row("B", [2, 2, 2])
+    bare = {name: value for name, value in row.items() if name not in ("ranks", "user_ids")}
+    assert format_table([bare, other, dict(row), dict(other)]) == format_table([row, other])
+    nan = {**row, "metrics": {"ndcg@2": float("nan")}}
+    assert len(compare_rows([nan, {**nan, "metrics": {"ndcg@2": float("nan")}}])[0].lines) == 1
+
+
+def two_seeds_of_two_models():
+    return [
+        make_row(name, ranks, seed=seed)
+        for seed in (1, 2)
+        for name, ranks in (("SASRec", [1, 2, 3, 3]), ("LLM|STAR_b", [1, 1, 1, 1]))
+    ]
+
+
+def test_markdown_and_latex_keep_names_as_text():
+    rows = [*two_seeds_of_two_models(), {**failed_row("<script>*x*"), "seed": 1}]
+    markdown = format_table(rows, format="md")
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len(lines) == 4 and "LLM\\|STAR\\_b" in lines[3]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {len(re.findall(r"\|", lines[0]))}
+    assert "\\<script\\>\\*x\\*" in markdown and "<script>" not in markdown
+    latex = format_table(rows, format="latex")
+    assert "LLM|STAR\\_b" in latex and "1.0000 $\\pm$ .0000" in latex and "±" not in latex.partition("\\begin")[2]
+    assert latex.count("\\begin{tabular}") == latex.count("\\end{tabular}") == latex.count("\\toprule") == 1
+    assert all(line.startswith("% ") for line in latex.partition("\\begin")[0].splitlines())
+
+
+def test_csv_has_the_numbers_in_full():
+    rows = [*two_seeds_of_two_models(), failed_row("=1+1", seed=1)]
+    first, other, failed = csv.DictReader(io.StringIO(format_table(rows, format="csv")))
+    assert (first["model"], first["seeds"], first["users"], first["difference"]) == ("SASRec", "1 2", "4", "")
+    mean = float(first["ndcg@2"])
+    assert mean == pytest.approx((1 + 1 / np.log2(3)) / 4) and float(first["ndcg@2 sd"]) == 0
+    assert float(other["difference"]) == pytest.approx(1 - mean) and float(other["p"]) == 0.25
+    assert float(other["low"]) < float(other["difference"]) < float(other["high"]) and other["comparisons"] == "1"
+    differences = 1 - np.array([1, 1 / np.log2(3), 0, 0])
+    assert float(other["effect"]) == pytest.approx(differences.mean() / differences.std(ddof=1))
+    assert other["minutes"] == "1.7" and other["trained_parameters"] == "123456"
+    assert (failed["model"], failed["ndcg@2"], failed["error"]) == ("'=1+1", "", "no such file: bring one.")
+
+
+def test_an_unknown_form_or_model_is_refused():
+    with pytest.raises(UserError, match="format: 'latx' is unknown; did you mean 'latex'"):
+        format_table([make_row("A", [1])], format="latx")
+    with pytest.raises(UserError, match="against: there is no 'C' among A, B"):
+        format_table([make_row("A", [1]), make_row("B", [1])], against="C")
+
+
+def test_effect_size_by_hand():
+    assert effect_size(np.array([0.0, 0.0])) == 0
+    assert effect_size(np.array([1.0, 1.0, 1.0])) is None and effect_size(np.array([1.0])) is None
+    assert effect_size(np.array([1.0, 0.0, -1.0, 2.0])) == pytest.approx(0.5 / np.sqrt(5 / 3))
 
 
 def test_significance_is_marked_after_the_correction():
@@ -276,7 +374,7 @@ def test_models_without_a_common_metric_are_not_compared():
     ],
 )  # fmt: skip
 def test_parameters_in_human_units(count, text):
-    assert report._parameters({"trained_parameters": count}) == text
+    assert report.parameters(count) == text
 
 
 @pytest.mark.parametrize(
@@ -284,10 +382,11 @@ def test_parameters_in_human_units(count, text):
 )
 def test_minutes(train, evaluate, text):
     run = {"train_seconds": train, "eval_seconds": evaluate}
-    assert report._minutes([run]) == report._minutes([run, run]) == text
+    for runs in ([run], [run, run]):
+        assert report.minutes(Line("A", False, runs).minutes) == text
 
 
 def test_numbers():
-    assert [report._decimal(value) for value in (0.0, 0.12345, 1.0, 12.5)] == [".0000", ".1235", "1.0000", "12.5000"]
-    assert [report._signed(value) for value in (-0.5, -0.00001, 1.25)] == ["-.5000", "+.0000", "+1.2500"]
+    assert [report.decimal(value) for value in (0.0, 0.12345, 1.0, 12.5)] == [".0000", ".1235", "1.0000", "12.5000"]
+    assert [report.signed(value) for value in (-0.5, -0.00001, 1.25)] == ["-.5000", "+.0000", "+1.2500"]
     assert line_of(format_table([{**make_row("A", [1]), "metrics": {"ndcg@2": float("nan")}}]), "A").split()[1] == "-"

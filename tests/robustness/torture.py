@@ -37,7 +37,7 @@ PIPELINES = {
     "stored states": ["--model=ST2SI", "--tuning=ilp", "--epochs=2"],
     "pre-training": ["--model=ST2SI", "--epochs=1", "--pretrain_datasets=[chain2]", "--pretrain_settings={epochs: 1}"],
 }
-VOLATILE = ("train_seconds", "eval_seconds", "checkpoint", "minutes", "seconds")
+VOLATILE = ("minutes", "seconds", "started", "finished", "command", "peak_memory_bytes", "folder")
 
 
 def results(folder: Path) -> Any:

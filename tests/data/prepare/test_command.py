@@ -59,14 +59,6 @@ def test_run_says_what_makes_the_data(capsys):
     assert "run `recbole-llm prepare steam --data-path=elsewhere`" in capsys.readouterr().err
 
 
-def test_without_polars_one_sentence(monkeypatch, capsys):
-    from recbole_llm.data.prepare import needs
-
-    monkeypatch.setattr(needs.importlib.util, "find_spec", lambda name: None)
-    assert main(["prepare", "amazon-cds"]) == 2
-    assert "making datasets needs polars: pip install 'recbole-llm[prepare]'" in capsys.readouterr().err
-
-
 def test_items_of_your_own(tmp_path):
     words = music(tmp_path / "raw")
     (tmp_path / "raw" / "meta_Music.json").unlink()

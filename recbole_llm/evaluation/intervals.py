@@ -36,6 +36,34 @@ def bootstrap_means(values: np.ndarray, seed: int = 0, draws: int = DRAWS) -> np
     return np.concatenate(parts) / users
 
 
+def mean_interval(differences: np.ndarray, seed: int = 0, draws: int = DRAWS) -> tuple[float, float]:
+    """95 % percentile interval of a mean over users, by the bootstrap.
+
+    Args:
+        differences: float64 ``[users]``, such as the differences of two models in a metric.
+        seed: of the draws.
+        draws: how many.
+    """
+    low, high = np.percentile(bootstrap_means(np.asarray(differences)[:, None], seed, draws), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def effect_size(differences: np.ndarray) -> float | None:
+    """Cohen's d of paired values: the mean difference divided by the standard deviation of the users' differences.
+
+    Args:
+        differences: ``[users]``.
+
+    Returns:
+        0 where no user differs; None where all differ alike, or there is one user: no spread to measure by.
+    """
+    differences = np.asarray(differences, np.float64)
+    if not differences.any():
+        return 0.0
+    spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    return float(differences.mean()) / spread if spread > 1e-12 * float(np.abs(differences).max()) else None
+
+
 def compare(original: np.ndarray, perturbed: np.ndarray, seed: int = 0, draws: int = DRAWS) -> dict[str, float | list | None]:
     """Compare two results of the same users.
 

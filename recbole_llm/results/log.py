@@ -1,0 +1,215 @@
+"""Where a run's messages go: a console that stays readable, one log file and one run of the trackers for each run.
+
+Messages from before a run's name is known (checks, data, the LLM, the teacher) wait, and stand at the beginning of its log.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import colorlog
+import yaml
+from recbole.utils.logger import log_colors_config
+from torch.utils.tensorboard import SummaryWriter
+
+from recbole_llm.errors import UserError
+
+LOGS, TENSORBOARD = Path("log"), Path("log_tensorboard")
+FILE_ONLY = {"file_only": True}  # ``extra`` of a message that is for the log file alone
+
+_LONG_NUMBER = re.compile(r"(?<![\w.])-?\d+\.\d{5,}(?:e[-+]?\d+)?")
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+_OF_RECBOLE = (
+    (re.compile(r"(epoch \d+) evaluating"), r"\1 validation"),
+    (re.compile(r"valid_score"), "score"),
+    (re.compile(r"valid result"), "validation result"),
+)
+
+
+def decimals(values: Mapping[str, float]) -> str:
+    """Metrics for a message: names and four decimals."""
+    return ", ".join(f"{name}: {value:.4f}" for name, value in values.items())
+
+
+class Readable(logging.Filter):
+    """Metrics in the messages of RecBole's trainers get four decimals, and those of validations say that they are."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change the record; it passes."""
+        folders = Path(record.pathname).parts[-3:-1]
+        if folders in (("recbole", "trainer"), ("recbole", "quick_start")) and isinstance(record.msg, str):
+            text = record.msg
+            for pattern, replacement in _OF_RECBOLE:
+                text = pattern.sub(replacement, text)
+            record.msg = _LONG_NUMBER.sub(lambda match: f"{float(match[0]):.4f}", text)
+        return True
+
+
+class _Console(Readable):
+    """Leaves out what is for the log file alone."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return super().filter(record) and not getattr(record, "file_only", False)
+
+
+class _Uncolored(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _COLOR.sub("", super().format(record))
+
+
+class _Waiting(logging.Handler):
+    """Keeps messages for the log files that are opened later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: deque[logging.LogRecord] = deque(maxlen=10_000)
+        self.kept = 0
+        self.given: set[Path] = set()  # files that have them
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        copy = logging.LogRecord(record.name, record.levelno, record.pathname, record.lineno, text, None, None)
+        copy.created = record.created
+        self.records.append(copy)
+
+
+def start_console(level: str | None) -> None:
+    """Send messages to the console, and keep them for the log files of the runs to come."""
+    LOGS.mkdir(parents=True, exist_ok=True)  # or say so before anything is trained
+    root = getLogger()
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+    number = getattr(logging, str(level or "info").upper(), logging.INFO)
+    console = logging.StreamHandler()
+    form = "%(log_color)s%(asctime)-15s %(levelname)s  %(message)s"
+    console.setFormatter(colorlog.ColoredFormatter(form, "%d %b %H:%M", log_colors=log_colors_config))
+    console.addFilter(_Console())
+    for handler in (console, _Waiting()):
+        root.addHandler(handler)
+    root.setLevel(number)
+    getLogger("transformers").setLevel(logging.ERROR)
+
+
+def mark() -> None:
+    """From here on, messages are of one run: :func:`rewind` forgets them, those before are of all runs."""
+    for waiting in _all_waiting():
+        waiting.kept = len(waiting.records)
+
+
+def rewind() -> None:
+    """Forget the messages of the last run."""
+    for waiting in _all_waiting():
+        while len(waiting.records) > waiting.kept:
+            waiting.records.pop()
+
+
+def _all_waiting() -> list[_Waiting]:
+    return [handler for handler in getLogger().handlers if isinstance(handler, _Waiting)]
+
+
+@contextmanager
+def run_log(model: str, name: str) -> Iterator[Path]:
+    """Within the context, messages go to ``log/<model>/<name>.log`` as well, after those that waited.
+
+    RecBole's trainers that are made within it write to ``log_tensorboard/<name>``. A run that goes on appends to both.
+    """
+    root = getLogger()
+    file = LOGS / model / f"{_plain_name(name)}.log"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(_Uncolored("%(asctime)-15s %(levelname)s  %(message)s", "%a %d %b %Y %H:%M:%S"))
+    handler.addFilter(Readable())
+    for waiting in _all_waiting():
+        for record in waiting.records if file not in waiting.given else ():
+            handler.handle(record)
+        waiting.given.add(file)
+    root.handlers.insert(0, handler)  # RecBole names its TensorBoard folder after the first
+    try:
+        yield file
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def log_to_files(lines: str, level: int = logging.ERROR) -> None:
+    """Write a message to the log files alone."""
+    record = logging.LogRecord("recbole_llm", level, __file__, 0, lines, None, None)
+    for handler in getLogger().handlers:
+        if isinstance(handler, (logging.FileHandler, _Waiting)):
+            handler.handle(record)
+
+
+# --- trackers --------------------------------------------------------------------------------------------------------
+
+
+def check_tracker(log_wandb: bool | None) -> None:
+    """Refuse to log to Weights & Biases without its package.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if log_wandb and "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
+        raise UserError("log_wandb: wandb is not installed: pip install 'recbole-llm[tracking]', or leave the key False.")
+
+
+@contextmanager
+def tracked(name: str, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Within the context, a run of Weights & Biases is open under ``name`` where ``log_wandb`` asks for it.
+
+    One that is open already, a sweep's or the caller's own, is used instead.
+
+    Args:
+        name: of the run.
+        settings: all of them, plain.
+    """
+    if not settings.get("log_wandb"):
+        yield
+        return
+    check_tracker(True)
+    import wandb  # heavy, and of an extra
+
+    if wandb.run is not None:
+        yield
+        return
+    wandb.init(project=settings.get("wandb_project"), name=name, config=dict(settings))
+    try:
+        yield
+    except BaseException:
+        wandb.finish(exit_code=1)
+        raise
+    wandb.finish()
+
+
+def note_settings(name: str, settings: Mapping[str, Any], backbone: Mapping[str, Any] | None = None) -> None:
+    """Write all settings to the log file and to TensorBoard, and what the LLM is to the log file."""
+    text = yaml.safe_dump(dict(settings), allow_unicode=True)
+    log_to_files(f"Settings of {name}:\n{text}", logging.INFO)
+    if backbone is not None:
+        log_to_files(f"LLM: {dict(backbone)}", logging.INFO)
+    with SummaryWriter(str(TENSORBOARD / _plain_name(name))) as writer:
+        writer.add_text("settings", "".join(f"    {line}\n" for line in text.splitlines()), 0)
+
+
+def note_result(name: str, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
+    """Write the metrics of the test to TensorBoard, and to an open run of Weights & Biases."""
+    with SummaryWriter(str(TENSORBOARD / _plain_name(name))) as writer:
+        for metric, value in metrics.items():
+            writer.add_scalar(f"Test/{metric}", value, step)
+    wandb = sys.modules.get("wandb")
+    if settings.get("log_wandb") and wandb is not None and wandb.run is not None:
+        for metric, value in metrics.items():
+            wandb.run.summary[f"test/{metric}"] = value
+
+
+def _plain_name(name: str) -> str:
+    """A name for a file: RecBole takes what stands before the first point."""
+    return re.sub(r"[^\w+-]", "_", name)

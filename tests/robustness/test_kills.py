@@ -1,0 +1,74 @@
+"""A comparison that is killed again and again ends with the table of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import forks
+import pytest
+
+from recbole_llm.results.files import read_rows
+from recbole_llm.results.run import read_run
+from recbole_llm.results.table import format_table
+
+KILLS = 10
+
+
+@pytest.mark.slow
+def test_ten_kills(chain_data, tmp_path, capsys):
+    """A stock model and an LLM recommender that learns from it; each process is killed at a random
+    moment after it has brought the comparison further."""
+    settings = {
+        "model": "SASRec,LLMSRec", "dataset": "chain", "data_path": chain_data, "backbone": "tiny",
+        "backbone_dtype": "float32", "head_hidden_size": 16, "representation_size": 8, "item_projection_hidden_size": 16,
+        "epochs": 2, "eval_step": 0.3, "SASRec.epochs": 2, "SASRec.hidden_size": 8, "SASRec.inner_size": 16,
+        "SASRec.n_layers": 1, "topk": "[1,5]", "valid_metric": "Hit@5", "eval_args": "{mode: uni9}", "valid_users": 20,
+        "train_batch_size": 10, "use_gpu": False, "show_progress": False, "protocol": "retrieval", "resume": True,
+        "results_file": "results.json",
+    }  # fmt: skip
+    words = ["run", *(f"--{key}={value}" for key, value in settings.items())]
+    whole = forks.run(words, tmp_path / "whole", tmp_path / "logs")
+    assert whole.code == 0, whole.errors
+    choice, saved, finished = random.Random(7), tmp_path / "killed" / "saved", []
+    for kills in range(KILLS):
+        started = time.time()
+        child = forks.start(words, tmp_path / "killed", tmp_path / "logs")
+        while not _written_since(saved, started):
+            ended, _ = os.waitpid(child, os.WNOHANG)
+            assert not ended, f"it was done after {kills} kills"
+            time.sleep(0.01)
+        time.sleep(choice.uniform(0, 0.03 * whole.seconds))
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), f"it was done after {kills} kills"
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        finished.append(len(list(saved.glob("*/run.json"))))
+    last = forks.run(words, tmp_path / "killed", tmp_path / "logs")
+    assert last.code == 0, last.errors
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    reports = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    assert len(reports[0]) == 2
+    for one, other in zip(*reports, strict=True):
+        names = ("label", "seed", "metrics", "test_set", "users", "folder")
+        assert [one[name] for name in names] == [other[name] for name in names]
+        runs = [read_run(folder / one["folder"]) for folder in folders]
+        assert runs[0].ranks()["ranks"].tolist() == runs[1].ranks()["ranks"].tolist()
+    tables = [format_table(_without_times(read_rows([folder / "results.json"]))) for folder in folders]
+    assert tables[0] == tables[1] and "LLMSRec" in tables[0]
+    with capsys.disabled():
+        print(f" {KILLS} kills in {whole.seconds:.0f} s of work; finished runs after each: {finished}", end="")
+    assert not [path for path in Path(tmp_path, "killed", "saved").rglob("*") if path.suffix in (".tmp", ".part", ".pth")]
+
+
+def _written_since(folder: Path, moment: float) -> bool:
+    """Whether a run's folder has a file that is new."""
+    return any(path.lstat().st_mtime > moment for path in folder.glob("[!.]*/**/*") if path.exists())
+
+
+def _without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "train_seconds": None, "eval_seconds": None} for row in rows]
