@@ -27,7 +27,7 @@ def test_ten_kills(chain_data, tmp_path, capsys):
     settings = {
         "model": "SASRec,LLMSRec", "dataset": "chain", "data_path": chain_data, "backbone": "tiny",
         "backbone_dtype": "float32", "head_hidden_size": 16, "representation_size": 8, "item_projection_hidden_size": 16,
-        "epochs": 2, "eval_step": 0.3, "SASRec.epochs": 2, "SASRec.hidden_size": 8, "SASRec.inner_size": 16,
+        "epochs": 4, "eval_step": 0.3, "SASRec.epochs": 2, "SASRec.hidden_size": 8, "SASRec.inner_size": 16,
         "SASRec.n_layers": 1, "topk": "[1,5]", "valid_metric": "Hit@5", "eval_args": "{mode: uni9}", "valid_users": 20,
         "train_batch_size": 10, "use_gpu": False, "show_progress": False, "protocol": "retrieval", "resume": True,
         "results_file": "results.json",
