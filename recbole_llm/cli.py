@@ -1,4 +1,4 @@
-"""The command line: ``recbole-llm run``, ``table``, ``recommend``, ``prepare`` and ``analyze``.
+"""The command line: ``recbole-llm run``, ``table``, ``recommend``, ``prepare``, ``analyze`` and ``clean``.
 
 Invalid input ends with one sentence on standard error and exit code 2; so do Ctrl-C and the signals that end a process.
 """
@@ -28,6 +28,9 @@ recbole-llm: LLM-based sequential recommenders in RecBole
       make a dataset of a public source, or of your own tables; --help lists them
   recbole-llm analyze NAME --dataset=ml-100k [--model=SASRec,LLMSTAR] [--key=value ...]
       does the data have order, and do the models use it? analyze --help lists the analyses
+  recbole-llm clean [--checkpoint_dir=saved] [--unfinished=True] [--yes=True]
+      show what killed runs left and no run reads any more, with sizes; --yes removes it, --unfinished counts the states
+      from which interrupted runs would go on
 """
 
 
@@ -39,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(USAGE, end="")
             return 0
         command, rest = argv[0], argv[1:]
-        commands = {"run": run, "table": table, "recommend": recommend, "prepare": prepare, "analyze": analyze}
+        commands = {
+            "run": run, "table": table, "recommend": recommend, "prepare": prepare, "analyze": analyze, "clean": clean,
+        }  # fmt: skip
         if command not in commands:
             near, known = closest(command, commands), tuple(commands)
             raise UserError(f"unknown command {command!r}" + (f"; did you mean {near}?" if near else f"; choose {known}."))
@@ -208,6 +213,38 @@ def analyze(argv: Sequence[str]) -> int:
     from recbole_llm.analysis.command import run as run_analysis
 
     return run_analysis(argv)
+
+
+def clean(argv: Sequence[str]) -> int:
+    """``recbole-llm clean``: show, and remove, what killed runs left in a folder of checkpoints."""
+    from recbole_llm.config.command_line import parse_command_line
+    from recbole_llm.results.clean import KINDS, find_orphans, in_words, remove
+
+    settings = parse_command_line(argv, flags=("unfinished", "yes"))
+    _refuse_unknown(settings, {"checkpoint_dir", "unfinished", "yes", "help"})
+    if settings.get("help"):
+        print(USAGE, end="")
+        return 0
+    for key in ("unfinished", "yes"):
+        if not isinstance(settings.get(key, False), bool):
+            raise UserError(f"--{key} is {settings[key]!r}: give True or False.")
+    orphans = find_orphans(str(settings.get("checkpoint_dir") or "saved"), settings.get("unfinished", False))
+    gone = remove(orphans) if settings.get("yes") else []
+    for kind, meaning in KINDS.items():
+        of_kind = [orphan for orphan in orphans if orphan.kind == kind]
+        if of_kind:
+            print(f"{kind}: {meaning}")
+        for orphan in of_kind:
+            left = "   (in use now, or not yours: left)" if settings.get("yes") and orphan not in gone else ""
+            print(f"  {in_words(orphan.size):>9}  {printable(orphan.path, None)}{left}")
+    total = f"{len(orphans)} in all, {in_words(sum(orphan.size for orphan in orphans))}"
+    if not orphans:
+        print("Nothing to clean.")
+    elif settings.get("yes"):
+        print(f"{total}; {len(gone)} removed.")
+    else:
+        print(f"{total}; nothing was removed: --yes=True removes them.")
+    return 0
 
 
 def _refuse_unknown(settings: Mapping[str, Any], known: set[str]) -> None:

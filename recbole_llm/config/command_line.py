@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import yaml
@@ -19,7 +19,7 @@ from recbole_llm.errors import UserError
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
-def parse_command_line(argv: Sequence[str]) -> dict[str, Any]:
+def parse_command_line(argv: Sequence[str], flags: Collection[str] = ()) -> dict[str, Any]:
     """Read ``--key=value`` and ``--key value``.
 
     Values are YAML (``0.1``, ``true``, ``[10, 20]``, ``{mode: full}``, ``None``) and may contain ``=``; nothing is
@@ -30,6 +30,7 @@ def parse_command_line(argv: Sequence[str]) -> dict[str, Any]:
 
     Args:
         argv: the words after the program's name.
+        flags: further True/False keys, of a command of its own.
 
     Raises:
         UserError: a word that is no option, an option without value, a value that cannot be read, a key given twice.
@@ -46,7 +47,7 @@ def parse_command_line(argv: Sequence[str]) -> dict[str, Any]:
         if match is None:
             raise UserError(f"cannot read '{word}' on the command line; write --key=value.")
         name = match[1]
-        kinds = _kinds(name.rpartition(".")[2], schema)
+        kinds = {"bool"} if name in flags else _kinds(name.rpartition(".")[2], schema)
         if match[2]:
             text = word[match.end() :]
         elif words and not words[0].startswith("--"):
