@@ -265,8 +265,8 @@ def _seeds(value: Any) -> list[int]:
             seeds.append(int(str(entry)))
         except ValueError:
             raise UserError(f"seed: {value!r} is no whole number or list of them; write --seed=1,2,3.") from None
-    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise UserError(f"seed: {value!r} must be different whole numbers, 0 or above.")
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
+        raise UserError(f"seed: {value!r} must be different whole numbers from 0 to {2**32 - 1}.")
     return seeds
 
 
