@@ -112,9 +112,10 @@ def run(argv: Sequence[str]) -> int:
     from recbole_llm.results import files as results
     from recbole_llm.results import table as report
 
-    for key, file in (("results_file", results_file), ("per_user_file", per_user_file)):
-        if file:
-            results.check_writable(file, key)
+    results.check_outputs(
+        {"results_file": results_file, "per_user_file": per_user_file},
+        {"endpoint_answers": settings.get("endpoint_answers", from_files.get("endpoint_answers"))},
+    )
 
     def keep(rows: list[Mapping[str, Any]]) -> None:
         if results_file:

@@ -129,9 +129,9 @@ def configure(
     ours = [label for label in models if is_ours(model_of(label))]
     # A teacher may be addressed by its name ("SASRec.epochs") whether or not it is among the models.
     teachers = {label: _teacher_of(label, together) for label in ours}
-    named = list(dict.fromkeys([*models, *teachers.values()]))
-    from_files = {"protocol": default_protocol(ours, together), **settings_for(name, files, named)}
-    given = settings_for(name, settings, named)
+    known = list(dict.fromkeys([*models, *teachers.values()]))
+    from_files = {"protocol": default_protocol(ours, together), **settings_for(name, files, known)}
+    given = settings_for(name, settings, known)
     if seed is not None:
         given["seed"] = seed
     if name not in ours and ours:
@@ -144,9 +144,9 @@ def configure(
     if name in ours:
         teacher = f"{teachers[name]}."
         for_teacher = {key.removeprefix(teacher): value for key, value in together.items() if key.startswith(teacher)}
-        if for_teacher:
-            given["teacher_settings"] = {**(from_files.get("teacher_settings") or {}), **(given.get("teacher_settings") or {})}
-            given["teacher_settings"].update(for_teacher)
+        named = [values.get("teacher_settings") or {} for values in (from_files, given)]
+        if for_teacher and all(isinstance(values, Mapping) for values in named):  # else a mistake, told by make_config
+            given["teacher_settings"] = {**named[0], **named[1], **for_teacher}
     of_teacher = together.get("teacher_settings")
     if name in teachers.values() and isinstance(of_teacher, dict):  # as the teacher of the others, so that it is trained once
         given = {**of_teacher, **given}
