@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from recbole_llm import cli, lock
+from recbole_llm.config.schema import known_keys
 from recbole_llm.errors import UserError
+from recbole_llm.quick_start import compare
 from recbole_llm.results.clean import find_orphans, in_words, remove, size_of
 
 
@@ -114,6 +117,24 @@ def test_locks_that_nobody_holds(tmp_path):
         assert sorted(path.name for path in (tmp_path / lock.LOCKS).iterdir()) == ["held.json", "held.lock"]
         assert not lock.forget(tmp_path / "held")
     assert lock.forget(tmp_path / "held") and not (tmp_path / lock.LOCKS).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "settings", "stored"),
+    [("ST2SI", {"tuning": "ilp"}, "states/chain-*.npy"), ("ALLMRec", {"alignment_epochs": 1}, "alignment-*.safetensors")],
+)
+def test_what_a_run_reads_stays_until_the_run_goes(tiny_settings, tmp_path, model, settings, stored):
+    given = {key: value for key, value in tiny_settings.items() if key in known_keys(model)}
+    given |= {"epochs": 1, "eval_step": 1.0, "eval_args": {"mode": "full"}, "topk": [5], **settings}
+    if model == "ST2SI":
+        given |= {"metrics": ["NDCG"], "valid_metric": "NDCG@5"}
+    rows = compare([model], "chain", settings=given)
+    folder = tmp_path / "saved"
+    files = {str(file.relative_to(folder)) for file in folder.glob(stored)}
+    assert files and "stored" not in found(folder).values()
+    shutil.rmtree(rows[0]["checkpoint"])
+    assert {path for path, kind in found(folder).items() if kind == "stored"} == files
 
 
 def test_a_record_that_cannot_be_read_keeps_what_is_stored(saved):
