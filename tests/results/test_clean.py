@@ -89,6 +89,7 @@ def test_nothing_of_a_held_folder_is_touched(saved):
     with lock.held(saved / "killed"):
         (saved / "killed" / ".here").touch()
     _hold_elsewhere(saved / "killed", lambda: [entry.path.name for entry in remove(orphans) if "killed" in str(entry.path)])
+    _hold_elsewhere(saved / "killed", lambda: ["forgotten"] if lock.forget(saved / "killed") else [])
     assert (saved / "killed" / "resume" / "state-3.safetensors").exists()
 
 
