@@ -164,6 +164,11 @@ def check(record: Mapping[str, Any], folder: str | Path, **expected: Any) -> Non
         raise UserError(f"The checkpoint {folder} has {key} {record.get(key)!r}, not {value!r}.")
 
 
+def has_resume_state(folder: str | Path) -> bool:
+    """Whether ``folder`` holds the state of an unfinished training, or a part of one."""
+    return any((Path(folder) / "resume").glob("state*"))
+
+
 def remove_resume_state(folder: str | Path) -> None:
     """Delete the state of an unfinished training."""
     shutil.rmtree(Path(folder) / "resume", ignore_errors=True)

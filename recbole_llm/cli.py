@@ -1,4 +1,4 @@
-"""The command line: ``recbole-llm run``, ``table``, ``report``, ``runs``, ``recommend``, ``prepare`` and ``analyze``.
+"""The command line: ``recbole-llm run``, ``table``, ``report``, ``runs``, ``recommend``, ``prepare``, ``analyze``, ``clean``.
 
 Invalid input ends with one sentence on standard error and exit code 2; so do Ctrl-C and the signals that end a process.
 """
@@ -33,6 +33,9 @@ recbole-llm: LLM-based sequential recommenders in RecBole
       make a dataset of a public source, or of your own tables; --help lists them
   recbole-llm analyze NAME --dataset=ml-100k [--model=SASRec,LLMSTAR] [--key=value ...]
       does the data have order, and do the models use it? analyze --help lists the analyses
+  recbole-llm clean [--checkpoint_dir=saved] [--unfinished=True] [--yes=True]
+      show what killed runs left and no run reads any more, with sizes; --yes removes it, --unfinished counts the states
+      from which interrupted runs would go on
 """
 
 
@@ -55,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "recommend": recommend,
             "prepare": prepare,
             "analyze": analyze,
+            "clean": clean,
         }
         if command not in commands:
             near, known = closest(command, commands), tuple(commands)
@@ -126,9 +130,10 @@ def run(argv: Sequence[str]) -> int:
     from recbole_llm.results import files as results
     from recbole_llm.results import table as report
 
-    for key, file in (("results_file", results_file), ("per_user_file", per_user_file)):
-        if file:
-            results.check_writable(file, key)
+    results.check_outputs(
+        {"results_file": results_file, "per_user_file": per_user_file},
+        {"endpoint_answers": settings.get("endpoint_answers", from_files.get("endpoint_answers"))},
+    )
 
     def keep(rows: list[Mapping[str, Any]]) -> None:
         if results_file:
@@ -265,6 +270,38 @@ def analyze(argv: Sequence[str]) -> int:
     return run_analysis(argv)
 
 
+def clean(argv: Sequence[str]) -> int:
+    """``recbole-llm clean``: show, and remove, what killed runs left in a folder of checkpoints."""
+    from recbole_llm.config.command_line import parse_command_line
+    from recbole_llm.results.clean import KINDS, find_orphans, in_words, remove
+
+    settings = parse_command_line(argv, flags=("unfinished", "yes"))
+    _refuse_unknown(settings, {"checkpoint_dir", "unfinished", "yes", "help"})
+    if settings.get("help"):
+        print(USAGE, end="")
+        return 0
+    for key in ("unfinished", "yes"):
+        if not isinstance(settings.get(key, False), bool):
+            raise UserError(f"--{key} is {settings[key]!r}: give True or False.")
+    orphans = find_orphans(str(settings.get("checkpoint_dir") or "saved"), settings.get("unfinished", False))
+    gone = remove(orphans) if settings.get("yes") else []
+    for kind, meaning in KINDS.items():
+        of_kind = [orphan for orphan in orphans if orphan.kind == kind]
+        if of_kind:
+            print(f"{kind}: {meaning}")
+        for orphan in of_kind:
+            left = "   (in use now, or not yours: left)" if settings.get("yes") and orphan not in gone else ""
+            print(f"  {in_words(orphan.size):>9}  {printable(orphan.path, None)}{left}")
+    total = f"{len(orphans)} in all, {in_words(sum(orphan.size for orphan in orphans))}"
+    if not orphans:
+        print("Nothing to clean.")
+    elif settings.get("yes"):
+        print(f"{total}; {len(gone)} removed.")
+    else:
+        print(f"{total}; nothing was removed: --yes=True removes them.")
+    return 0
+
+
 def _refuse_unknown(settings: Mapping[str, Any], known: set[str]) -> None:
     unknown = [name for name in settings if name not in known]
     if unknown:
@@ -283,8 +320,8 @@ def _seeds(value: Any) -> list[int]:
             seeds.append(int(str(entry)))
         except ValueError:
             raise UserError(f"seed: {value!r} is no whole number or list of them; write --seed=1,2,3.") from None
-    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise UserError(f"seed: {value!r} must be different whole numbers, 0 or above.")
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
+        raise UserError(f"seed: {value!r} must be different whole numbers from 0 to {2**32 - 1}.")
     return seeds
 
 

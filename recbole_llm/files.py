@@ -12,21 +12,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.errors import FullDiskError, is_full_disk
-
-# No room on the device, none left in the user's quota, and the size limit of a file.
+from recbole_llm.errors import FullDiskError, UserError, is_full_disk
 
 
 def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
     """Write a file beside its place, then move it there in one step: if the program is killed, the old file is intact.
 
     Args:
-        file: what to replace; its folder exists.
+        file: what to replace; its folder exists. A link stays, and the file that it leads to is replaced.
         write: called with the temporary file to write.
 
     Raises:
         FullDiskError: there is no room for the file.
+        UserError: there is something else than a file: a device, a pipe, a folder.
     """
+    file = regular_file(file)
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     with reporting_full_disk(file):
         try:
@@ -35,6 +35,27 @@ def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
             os.replace(temporary, file)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def regular_file(file: Path) -> Path:
+    """Where ``file`` leads, if that is a file or nothing yet.
+
+    Raises:
+        UserError: it is a device, a pipe, a folder or a link that leads around in a circle.
+    """
+    end = Path(os.path.realpath(file))
+    if os.path.lexists(end) and not end.is_file():
+        raise UserError(f"{file} is no regular file, and is not replaced by one: name another.")
+    return end
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether a file can be made in ``folder``: tried, since rights alone do not say so."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        return is_full_disk(error)
 
 
 @contextmanager

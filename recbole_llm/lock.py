@@ -81,6 +81,48 @@ def is_held(folder: str | os.PathLike) -> bool:
     return False
 
 
+def names(place: str | os.PathLike) -> list[str]:
+    """The names of the folders and files in ``place`` that have a lock file, held or not."""
+    return sorted({file.stem for suffix in ("lock", "json") for file in (Path(place) / LOCKS).glob(f"*.{suffix}")})
+
+
+def files(folder: str | os.PathLike) -> tuple[Path, Path]:
+    """The lock file of ``folder`` and the note of who holds it; neither need exist."""
+    folder = Path(folder).absolute()
+    place = folder.parent / LOCKS
+    return place / f"{folder.name}.lock", place / f"{folder.name}.json"
+
+
+def forget(folder: str | os.PathLike) -> bool:
+    """Remove the lock file and the note of ``folder``, and ``.locks`` where it is empty then.
+
+    Returns:
+        False where a process holds the folder: then nothing is removed.
+    """
+    folder = Path(folder).resolve()
+    file, note = files(folder)
+    if folder in _HELD:
+        return False
+    if file.exists():
+        lock = FileLock(file)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        try:
+            # Removed while it is held: a process that waits for it sees that the file is gone, and makes a new one.
+            note.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+        finally:
+            lock.release()
+    note.unlink(missing_ok=True)
+    try:
+        file.parent.rmdir()
+    except OSError:
+        pass  # other locks are there
+    return True
+
+
 def temporaries(folder: Path) -> list[Path]:
     """Files that a process which writes ``folder`` makes on the way: in it, and beside it under its name."""
     beside = [path for suffix in ("tmp", "part", "pth") for path in folder.parent.glob(f"{_escaped(folder.name)}.*.{suffix}")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from logging import getLogger
@@ -31,6 +31,7 @@ def register() -> None:
     redirect(recbole.utils.utils.get_model, _get_model)
     redirect(recbole.utils.utils.get_flops, _get_flops)
     redirect(recbole.data.utils.create_dataset, _create_dataset)
+    redirect(recbole.data.utils.load_split_dataloaders, _load_split_dataloaders)
     redirect(recbole.data.utils.create_samplers, _create_samplers)
     redirect(quick_start.load_data_and_model, _load_data_and_model)
     redirect(recbole.utils.logger.init_logger, _init_logger)
@@ -196,7 +197,7 @@ def _tell_of_other_protocols(config: Any) -> None:
         (other, model), *_ = others.items()
         names = {name: f"protocol: {name}" if name else "RecBole's own protocol" for name in (protocol, other)}
         wanted, changed = (other, config["model"]) if other is not None else (protocol, model)
-        logging.getLogger().warning(
+        getLogger().warning(
             "%s is measured by %s, %s by %s: their metrics are not comparable. For a comparison set protocol: %s for %s too, "
             "or run both by run_recbole_llm.py.",
             config["model"], names[protocol], model, names[other], wanted, changed,
@@ -205,12 +206,47 @@ def _tell_of_other_protocols(config: Any) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Candidates
+# Data and candidates
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _check_trust(config: Any, key: str, file: str) -> None:
+    """Refuse to unpickle a data set that RecBole would take up, in runs of ours: unpickling runs what the file says.
+
+    Raises:
+        UserError: the file is there, and trust_files is not set.
+    """
+    path = Path(config[key] or Path(config["checkpoint_dir"]) / file)
+    if os.path.lexists(path) and not config["trust_files"] and (is_ours(config["model"]) or config["protocol"] is not None):
+        raise UserError(
+            f"{key}: {path} would be unpickled, which runs whatever the file says; remove it, name another file, or set "
+            f"trust_files to True if you know where it comes from."
+        )
+
+
+def _dataset_class(config: Any) -> str:
+    """The name of the class that RecBole makes a data set of, by which it names the file."""
+    import recbole.data.dataset
+    from recbole.utils import ModelType
+
+    own = getattr(recbole.data.dataset, f"{config['model']}Dataset", None)
+    if own is not None:
+        return own.__name__
+    kinds = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
+    return kinds.get(config["MODEL_TYPE"], "Dataset")
+
+
+def _load_split_dataloaders(stock: FunctionType) -> Callable:
+    def load_split_dataloaders(config):
+        _check_trust(config, "dataloaders_save_path", f"{config['dataset']}-for-{config['model']}-dataloader.pth")
+        return stock(config)
+
+    return load_split_dataloaders
 
 
 def _create_dataset(stock: FunctionType) -> Callable:
     def create_dataset(config):
+        _check_trust(config, "dataset_save_path", f"{config['dataset']}-{_dataset_class(config)}.pth")
         # RecBole loads a saved dataset again where its own settings are as they were; the texts' are not among them.
         dataset = stock(config)
         if not is_ours(config["model"]) or data_settings(dataset.config) == data_settings(config):

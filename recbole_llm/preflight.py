@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -16,43 +18,80 @@ from recbole.config import Config
 from recbole.utils import get_model
 
 from recbole_llm.backbone.load import fetch_backbone, load_text_side
+from recbole_llm.backbone.settings import read_settings
+from recbole_llm.backbone.text import encode_text
+from recbole_llm.config.schema import known_keys
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError, first_line
 from recbole_llm.evaluation.candidates import check_pools
 from recbole_llm.evaluation.protocols import EvaluationSettings, evaluation_mode
+from recbole_llm.files import is_writable
 from recbole_llm.recommender.retrieval import RetrievalForm
 from recbole_llm.registry import is_ours
+from recbole_llm.teacher.teacher import teacher_config
 from recbole_llm.trainer.pretraining import source_configs
 
 ATTRIBUTE_KEYS = ("selected_features", "item_attribute")  # keys by which RecBole's models name columns of the .item file
+WIDTH_KEYS = (  # keys of our models by which layers are made
+    "head_hidden_size representation_size item_projection_hidden_size teacher_head_hidden_size latent_size embedding_size "
+    "lora_r"
+).split()
+LEAST_WIDTH = 64  # of whatever a layer of a given width is joined to: every LLM's states are wider
 LEAST_FREE_DISK = 64 << 20  # bytes; checkpoints and logs of a small run
 
 
 def check(configs: Iterable[Config], data: SharedData) -> None:
-    """Check the data, candidates, negatives, columns, backbones and disk of every configuration.
+    """Check the data, candidates, negatives, columns, backbones, folders and sizes of every configuration.
 
-    Data sets are built on the way and kept in ``data``.
+    Data sets are built on the way and kept in ``data``. What several configurations share is looked at once.
 
     Raises:
         UserError: the first mistake that is found.
     """
+    once = Once()
     for config in configs:
         if is_ours(config["model"]):
-            fetch_backbone(config)
+            once((config["backbone"], config["backbone_revision"], _without_seed(config)), fetch_backbone, config)
             source_configs(config)
-        check_disk(config)
-        splits = build_splits(config, data)
-        check_candidates(config, splits)
+            if config["teacher"]:
+                teacher_config(config)
+            check_widths(config)
+        once((config["checkpoint_dir"], config["data_path"]), check_folder, config)
+        splits = build_splits(config, data, once)
+        once((id(splits["test"]), _candidates(config)), check_candidates, config, splits)
         check_attributes(config, splits["train"])
         if is_ours(config["model"]):
             check_negatives(config, splits["train"])
-            check_prompts(config, splits["train"])
+            check_prompts(config, splits["train"], once)
 
 
-def build_splits(config: Config, data: SharedData) -> dict[str, TextSequentialDataset]:
+class Once:
+    """Calls a function once for each key, and returns what it returned again later."""
+
+    def __init__(self) -> None:
+        self._results: dict[Any, Any] = {}
+
+    def __call__(self, key: Hashable, function: Callable, *arguments: Any) -> Any:
+        key = function.__qualname__, key
+        if key not in self._results:
+            self._results[key] = function(*arguments)
+        return self._results[key]
+
+
+def _without_seed(config: Config) -> str:
+    """Everything by which the LLMs of two configurations may differ, but the seed of random weights."""
+    return repr(replace(read_settings(config), seed=0))
+
+
+def _candidates(config: Config) -> tuple[Any, ...]:
+    settings = EvaluationSettings.of_config(config)
+    return settings.mode("valid"), settings.mode("test"), settings.sampling
+
+
+def build_splits(config: Config, data: SharedData, once: Once) -> dict[str, TextSequentialDataset]:
     """The splits of ``config``; whatever RecBole's loading of the data raises becomes a sentence, the rest goes to the log."""
-    check_memory(config)
+    check_memory(config, once)
     try:
         return data.splits(config)
     except (UserError, MemoryError, OSError):
@@ -65,7 +104,7 @@ def build_splits(config: Config, data: SharedData) -> dict[str, TextSequentialDa
         ) from error
 
 
-def check_memory(config: Config) -> None:
+def check_memory(config: Config, once: Once) -> None:
     """Refuse histories that would not fit the memory: each interaction becomes a row with its whole history.
 
     Raises:
@@ -74,8 +113,7 @@ def check_memory(config: Config) -> None:
     file = Path(config["data_path"]) / f"{config['dataset']}.inter"
     if not file.is_file():
         return
-    with open(file, "rb") as lines:
-        rows = sum(block.count(b"\n") for block in iter(lambda: lines.read(1 << 20), b""))
+    rows = once(file, lines_of, file)
     fields = 2 + (config["like_threshold"] is not None)  # items, times, ratings
     length = config["MAX_ITEM_LIST_LENGTH"]
     needed, available = rows * length * 8 * fields, psutil.virtual_memory().available
@@ -84,6 +122,32 @@ def check_memory(config: Config) -> None:
         raise UserError(
             f"MAX_ITEM_LIST_LENGTH: {length} items of history for each of {rows:,} interactions take {_gigabytes(needed)}, and "
             f"{_gigabytes(available)} are free; set it to {fits} or lower."
+        )
+
+
+def lines_of(file: Path) -> int:
+    """The number of line breaks in a file."""
+    with open(file, "rb") as lines:
+        return sum(block.count(b"\n") for block in iter(lambda: lines.read(1 << 20), b""))
+
+
+def check_widths(config: Config) -> None:
+    """Refuse layers that would not fit the memory: a weight, its gradient and two moments for each pair of widths.
+
+    Raises:
+        UserError: naming the widest.
+    """
+    known = known_keys(config["model"])
+    widths = {name: config[name] for name in WIDTH_KEYS if name in known and config[name]}
+    if not widths:
+        return
+    name = max(widths, key=lambda key: widths[key])
+    others = [LEAST_WIDTH, *(width for other, width in widths.items() if other != name)]
+    needed, available = 16 * widths[name] * max(others), psutil.virtual_memory().available
+    if needed > available:
+        raise UserError(
+            f"{name}: layers of width {widths[name]} and {max(others)} take {_gigabytes(needed)} in training, and "
+            f"{_gigabytes(available)} are free; set it lower."
         )
 
 
@@ -125,8 +189,10 @@ def check_negatives(config: Config, train: TextSequentialDataset) -> None:
         )
 
 
-def check_prompts(config: Config, train: TextSequentialDataset) -> None:
+def check_prompts(config: Config, train: TextSequentialDataset, once: Once) -> None:
     """Read the tokenizer and build the prompts of a model by retrieval, before its teacher is trained and its LLM is read.
+
+    The tokenizer is read once for each LLM, and the catalogue is tokenized once for each LLM and data set.
 
     Raises:
         UserError: no tokenizer, or no room for an item.
@@ -137,7 +203,15 @@ def check_prompts(config: Config, train: TextSequentialDataset) -> None:
     if form is None or getattr(form, "build_prompts", None) is not RetrievalForm.build_prompts:
         return
     shown = {name: getattr(model_class, name) for name in ("has_item_vectors", "has_user_vector", "has_marker")}
-    RetrievalForm(SimpleNamespace(backbone=load_text_side(config), **shown), config, train).build_prompts()
+    llm = config["backbone"], config["backbone_revision"]
+    text_side = once(llm, load_text_side, config)
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return once((llm, tuple(texts)), encode_text, text_side.tokenizer, texts)
+
+    stand_in = RetrievalForm(SimpleNamespace(backbone=text_side, **shown), config, train)
+    settings = stand_in.settings, tuple(shown.items()), train.max_item_list_len
+    once((llm, id(train), settings), stand_in.build_prompts, encode)
 
 
 def check_attributes(config: Config, train: TextSequentialDataset) -> None:
@@ -160,16 +234,18 @@ def check_attributes(config: Config, train: TextSequentialDataset) -> None:
                 )
 
 
-def check_disk(config: Config) -> None:
-    """Check that the folder of checkpoints can be written and has room.
+def check_folder(config: Config) -> None:
+    """Check that the folder of checkpoints can be written, has room, and is not the data set's own.
 
     Raises:
         UserError: naming checkpoint_dir.
     """
-    folder = Path(config["checkpoint_dir"]).absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    folder = Path(os.path.realpath(config["checkpoint_dir"]))
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir() or not is_writable(there):
         raise UserError(f"checkpoint_dir: {folder} cannot be written; set it to a folder of yours.")
+    if folder == Path(os.path.realpath(config["data_path"])):
+        raise UserError(f"checkpoint_dir: {folder} is the folder of the data set; set it to another.")
     free = shutil.disk_usage(there).free
     if free < LEAST_FREE_DISK:
         raise UserError(

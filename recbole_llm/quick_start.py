@@ -152,9 +152,9 @@ def configure(
         if teachers[name] in models:  # what is said of all models that know a key is said of it, as a teacher too
             of_both = known_keys(teachers[name]).keys() - known_keys(model_of(name)).keys()
             for_teacher = {**{key: together[key] for key in together if key in of_both}, **for_teacher}
-        if for_teacher:
-            given["teacher_settings"] = {**(from_files.get("teacher_settings") or {}), **(given.get("teacher_settings") or {})}
-            given["teacher_settings"].update(for_teacher)
+        named_settings = [values.get("teacher_settings") or {} for values in (from_files, given)]
+        if for_teacher and all(isinstance(values, Mapping) for values in named_settings):  # else a mistake, told by make_config
+            given["teacher_settings"] = {**named_settings[0], **named_settings[1], **for_teacher}
     of_teacher = together.get("teacher_settings")
     if name in teachers.values() and isinstance(of_teacher, dict):  # as the teacher of the others, so that it is trained once
         given = {**of_teacher, **given}

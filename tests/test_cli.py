@@ -120,6 +120,8 @@ MISTAKES = {
     "impossible value": (nothing, ["--train_negatives=0"], "train_negatives.*> 0"),
     "no model": (nothing, ["--model="], "--model="),
     "seed": (nothing, ["--seed=one"], "seed"),
+    "seed too large": (nothing, ["--seed=1,4294967296"], "whole numbers from 0 to 4294967295"),
+    "no seed": (nothing, ["--seed=[]"], "seed"),
     "occupied": (lambda folder: Path("log").touch(), [], "log.* cannot be"),
     "settings file": (nothing, ["--config_files=nowhere.yaml"], "nowhere.yaml"),
     "results folder": (nothing, ["--results_file=/dev/null/results.json"], "results"),

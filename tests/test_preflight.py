@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from recbole_llm import preflight
+from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError
-from recbole_llm.quick_start import compare
+from recbole_llm.quick_start import compare, configure
 from recbole_llm.registry import MODELS
 
 SETTINGS = {
@@ -83,3 +88,77 @@ def test_one_models_failure_is_its_row(run, tmp_path, monkeypatch):
     assert rows[1]["model"] == "SASRec" and rows[1]["metrics"]
     logs = "".join(file.read_text() for file in Path("log").rglob("*.log"))
     assert "Traceback (most recent call last)" in logs and "ZeroDivisionError" in logs
+
+
+@pytest.mark.parametrize(
+    ("models", "settings", "message"),
+    [
+        (["SASRec", "LLMSTAR"], {"head_hidden_size": 10**12}, r"head_hidden_size: layers of width 10{12} .* set it lower"),
+        (["SASRec", "LLMSTAR"], {"teacher_settings": {"clip_grad_norm": {"max_norm": -1}}}, r"max_norm must be a number > 0"),
+        (["SASRec", "LLMSTAR"], {"teacher_settings": {"item_inter_num_interval": "5,inf"}}, r"must be an interval"),
+    ],
+)  # fmt: skip
+def test_sizes_and_teachers_are_checked_before_anything_is_trained(run, tmp_path, models, settings, message):
+    with pytest.raises(UserError, match=message):
+        run(models, **settings)
+    assert not any((tmp_path / "saved").glob("*/*.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["dangling link", "circle", "pipe"])
+def test_a_folder_of_checkpoints_that_is_none(run, tmp_path, kind):
+    place = tmp_path / "odd"
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(place if kind == "circle" else tmp_path / "file" / "saved")
+        (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="checkpoint_dir: .* cannot be written"):
+        run(["SASRec"], checkpoint_dir=str(place))
+
+
+def test_checkpoints_are_not_written_to_the_data(run, chain_data, tmp_path):
+    (tmp_path / "link").symlink_to(chain_data / "chain")
+    with pytest.raises(UserError, match="checkpoint_dir: .* is the folder of the data set"):
+        run(["SASRec"], checkpoint_dir=str(tmp_path / "link"))
+
+
+def test_what_models_and_seeds_share_is_looked_at_once(chain_data, tmp_path, monkeypatch):
+    calls: Counter[str] = Counter()
+
+    def counting(name: str):
+        function = getattr(preflight, name)
+
+        @functools.wraps(function)
+        def counted(*arguments):
+            calls[name] += 1
+            return function(*arguments)
+
+        monkeypatch.setattr(preflight, name, counted)
+
+    catalogues = []
+    encode = preflight.encode_text
+    monkeypatch.setattr(
+        preflight,
+        "encode_text",
+        functools.wraps(encode)(lambda tokenizer, texts: catalogues.append(len(texts)) or encode(tokenizer, texts)),
+    )
+    for name in ("lines_of", "load_text_side", "fetch_backbone", "check_folder", "check_candidates"):
+        counting(name)
+    models = ["SASRec", "LLMSTAR", "LLMSRec", "ALLMRec"]
+    given = {**SETTINGS, "data_path": str(chain_data), "protocol": "retrieval"}
+    configs = [configure(name, "chain", models, seed, None, given) for seed in (1, 2, 3) for name in models]
+    preflight.check(configs, SharedData())
+    assert set(calls.values()) == {1} and len(calls) == 5
+    assert [number for number in catalogues if number > 40] == [41]  # 40 items and the padding
+
+
+def test_the_small_data_set_runs_under_the_default_protocol():
+    folder = Path(__file__).parents[1] / "dataset"
+    config = configure("LLMSTAR", "toy-chain", ["LLMSTAR"], None, None, {"data_path": str(folder), "backbone": "tiny"})
+    assert (config["protocol"], config["eval_args"]["mode"]["test"]) == ("retrieval", "uni39")
+    preflight.check([config], SharedData())
+    for given, mode in (({"protocol": "full"}, "full"), ({"protocol": "generation", "recommend_by": "generation"}, "uni19")):
+        settings = {"data_path": str(folder), "backbone": "tiny", **given}
+        assert configure("TALLRec", "toy-chain", ["TALLRec"], None, None, settings)["eval_args"]["mode"]["test"] == mode
+    settings = {"data_path": str(folder), "backbone": "tiny", "eval_args": {"mode": "uni42"}}
+    assert configure("LLMSTAR", "toy-chain", ["LLMSTAR"], None, None, settings)["eval_args"]["mode"]["test"] == "uni42"

@@ -262,8 +262,27 @@ class TestRun:
 
         first = texts()
         assert list(tmp_path.glob("*.pth"))
-        assert texts() == first
-        assert texts(item_text=["movie_title", "release_year"])[1] == f"{first[1]}, 1996"
+        assert texts(trust_files=True) == first
+        assert texts(trust_files=True, item_text=["movie_title", "release_year"])[1] == f"{first[1]}, 1996"
+
+    @pytest.mark.parametrize("model", ["LLMSRec", "SASRec"])
+    @pytest.mark.parametrize("kind", ["dataset", "named dataset", "dataloaders", "named dataloaders"])
+    def test_a_saved_dataset_is_not_unpickled_without_trust(self, tmp_path, model, kind):
+        class Evil:
+            def __reduce__(self):
+                return (Path.touch, (tmp_path / "executed",))
+
+        key = "dataset_save_path" if "dataset" in kind else "dataloaders_save_path"
+        usual = "ml-100k-TextSequentialDataset.pth" if model == "LLMSRec" else "ml-100k-SequentialDataset.pth"
+        usual = usual if "dataset" in kind else f"ml-100k-for-{model}-dataloader.pth"
+        file = tmp_path / ("odd.pkl" if "named" in kind else usual)
+        file.write_bytes(pickle.dumps(Evil()))
+        given = {"checkpoint_dir": str(tmp_path), "protocol": "retrieval", "show_progress": False}
+        given |= {key: str(file)} if "named" in kind else {}
+        config = make_config(model, "ml-100k", config_dict=given)
+        with pytest.raises(UserError, match=f"{key}: .*{file.name} would be unpickled.*set trust_files to True"):
+            create_dataset(config) if "dataset" in kind else data_preparation(config, None)
+        assert not (tmp_path / "executed").exists()
 
     def test_flops_of_ours_are_counted_without_a_copy(self, toy, our_settings, settings):
         config = Config(model="Toy", dataset="toy", config_dict=settings)

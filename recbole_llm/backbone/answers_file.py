@@ -36,6 +36,8 @@ class AnswersFile:
         texts: dict[str, str] = {}
         if self.path is None or not self.path.exists():
             return texts
+        if not self.path.is_file():
+            raise UserError(f"answers_file {self.path} is no regular file; name one.")
         try:
             with open(self.path, "rb") as file:
                 for number, line in enumerate(file, 1):

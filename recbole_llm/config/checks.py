@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from recbole_llm import registry
@@ -17,11 +19,26 @@ from recbole_llm.config.schema import (
 )
 from recbole_llm.errors import UserError, closest
 
-_NESTED = {
-    "eval_args": ("split", "order", "group_by", "mode"),
-    "train_neg_sample_args": ("distribution", "sample_num", "alpha", "dynamic", "candidate_num"),
-    "clip_grad_norm": ("max_norm", "norm_type", "error_if_nonfinite", "foreach"),
+# The parts of keys that are mappings; of those without a Key, the value is checked elsewhere.
+_NESTED: dict[str, dict[str, Key | None]] = {
+    "eval_args": dict.fromkeys(("split", "order", "group_by", "mode")),
+    "train_neg_sample_args": {
+        "distribution": Key("distribution", "str or None", "one of uniform|popularity|none|None"),
+        "sample_num": Key("sample_num", "int or str or None", "> 0"),
+        "alpha": Key("alpha", "float", ">= 0"),
+        "dynamic": Key("dynamic", "bool"),
+        "candidate_num": Key("candidate_num", "int", ">= 0"),
+    },
+    "clip_grad_norm": {
+        "max_norm": Key("max_norm", "float", "> 0"),
+        "norm_type": Key("norm_type", "float", "> 0"),
+        "error_if_nonfinite": Key("error_if_nonfinite", "bool"),
+        "foreach": Key("foreach", "bool or None"),
+    },
 }
+_INTERVAL_KEYS = ("user_inter_num_interval", "item_inter_num_interval", "entity_kg_num_interval", "relation_kg_num_interval")
+_BOUND = r"\s*([-+]?(?:inf|\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*"
+_INTERVAL = re.compile(rf"[\[(]{_BOUND},{_BOUND}[\])]")
 # Files that RecBole's models unpickle, which runs what they say.
 UNPICKLED = ("pre_model_path", "mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "warm_up")
 _ATOMIC_FILES = ("inter", "user", "item", "kg", "link", "net")
@@ -60,6 +77,7 @@ def validate(config: Any) -> None:
         external[name] = fitted(known[name], value, where)
     settings = {**config.internal_config_dict, **external}
     _check_nested(config, settings)
+    _check_intervals(config, settings)
     _check_columns(config, settings)
     _check_evaluation(config, settings)
     _check_labels(config, settings)
@@ -119,7 +137,10 @@ def fitted(key: Key, value: Any, where: str) -> Any:
     try:
         return key.fit(value)
     except ValueError:
-        shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+        if isinstance(value, int) and abs(value) >= 10**77:  # Python refuses to write very long numbers
+            shown = f"a number of {value.bit_length()} bits"
+        else:
+            shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
         hint = did_you_mean(value, key.choices) if isinstance(value, str) else ""
         raise UserError(f"{key.name} must be {key.allowed_values()}, not {shown}{hint} ({where}).") from None
 
@@ -144,7 +165,14 @@ def _check_nested(config: Any, settings: Mapping) -> None:
     for name, parts in _NESTED.items():
         value = settings.get(name)
         if isinstance(value, dict):
-            _check_parts(name, value, parts, origin_of(config, name))
+            where = origin_of(config, name)
+            _check_parts(name, value, parts, where)
+            for part, key in parts.items():
+                if key is not None and part in value:
+                    value[part] = fitted(replace(key, name=f"{name}: {part}"), value[part], where)
+    if settings.get("clip_grad_norm") is not None and "max_norm" not in settings["clip_grad_norm"]:
+        where = origin_of(config, "clip_grad_norm")
+        raise UserError(f"clip_grad_norm must name max_norm, e.g. {{max_norm: 1.0}} ({where}).")
     suffixes = settings.get("additional_feat_suffix") or []
     files = [*_ATOMIC_FILES, *([suffixes] if isinstance(suffixes, str) else suffixes)]
     for name in ("load_col", "unload_col"):
@@ -157,6 +185,24 @@ def _check_nested(config: Any, settings: Mapping) -> None:
                         f"{name}: the columns of '{file}' must be a list such as [user_id, item_id], not {fields!r} "
                         f"({origin_of(config, name)})."
                     )
+
+
+def _check_intervals(config: Any, settings: Mapping) -> None:
+    """Check intervals, which RecBole ignores where it cannot read them."""
+    texts = [(name, settings.get(name), name) for name in _INTERVAL_KEYS]
+    of_columns = settings.get("val_interval")
+    if isinstance(of_columns, dict):
+        texts += [("val_interval", text, f"val_interval: {column}") for column, text in of_columns.items()]
+    for name, text, shown in texts:
+        if text is None:
+            continue
+        for part in str(text).split(";"):
+            match = _INTERVAL.fullmatch(part.strip())
+            if match is None or not float(match[1]) <= float(match[2]):
+                raise UserError(
+                    f"{shown} must be an interval such as '[5,inf)', or several with ; between them, not {text!r} "
+                    f"({origin_of(config, name)})."
+                )
 
 
 def _check_columns(config: Any, settings: Mapping) -> None:
@@ -182,7 +228,7 @@ def _check_columns(config: Any, settings: Mapping) -> None:
         )
 
 
-def _check_parts(name: str, value: Mapping, parts: Sequence[str], where: str) -> None:
+def _check_parts(name: str, value: Mapping, parts: Collection[str], where: str) -> None:
     for part in value:
         if part not in parts:
             hint = did_you_mean(part, parts) or f"; it has {', '.join(parts)}."
@@ -205,8 +251,9 @@ def _check_evaluation(config: Any, settings: Mapping) -> None:
     elif good:
         ratios = split.get("RS")
         good = isinstance(ratios, (list, tuple)) and all(
-            isinstance(ratio, (int, float)) and not isinstance(ratio, bool) and ratio >= 0 for ratio in ratios
+            isinstance(ratio, (int, float)) and not isinstance(ratio, bool) and 0 <= ratio < math.inf for ratio in ratios
         )
+        good = good and sum(ratios) > 0
     if not good:
         raise UserError(
             f"eval_args: split must be {{LS: valid_and_test}} (also valid_only, test_only) or {{RS: [0.8, 0.1, 0.1]}}, "

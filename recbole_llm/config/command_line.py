@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import yaml
@@ -27,7 +27,7 @@ _TEXTS = frozenset(
 SHORT = {"m": "--model", "d": "--dataset"}  # RecBole's short forms
 
 
-def parse_command_line(argv: Sequence[str]) -> dict[str, Any]:
+def parse_command_line(argv: Sequence[str], flags: Collection[str] = ()) -> dict[str, Any]:
     """Read ``--key=value`` and ``--key value``.
 
     Values are YAML (``0.1``, ``true``, ``[10, 20]``, ``{mode: full}``, ``None``) and may contain ``=``; nothing is
@@ -38,6 +38,7 @@ def parse_command_line(argv: Sequence[str]) -> dict[str, Any]:
 
     Args:
         argv: the words after the program's name.
+        flags: further True/False keys, of a command of its own.
 
     Raises:
         UserError: a word that is no option, an option without value, a value that cannot be read, a key given twice.
@@ -55,7 +56,7 @@ def parse_command_line(argv: Sequence[str]) -> dict[str, Any]:
         if match is None:
             raise UserError(f"cannot read '{word}' on the command line; write --key=value.")
         name = match[1]
-        kinds = _kinds(name.rpartition(".")[2], schema)
+        kinds = {"bool"} if name in flags else _kinds(name.rpartition(".")[2], schema)
         if match[2]:
             text = word[match.end() :]
         elif words and not words[0].startswith("--"):

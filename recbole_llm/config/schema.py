@@ -7,7 +7,8 @@ The comments in ``properties/`` are the schema, and its only copy::
     micro_batch_tokens: 8192          # (int, > 0) [cost] most padded tokens in one call of the LLM
     ^key                ^default        ^type ^constraint ^mark ^meaning
 
- * type: ``int``, ``float``, ``bool``, ``str``, ``list``, ``dict``, ``None``, or several joined by ``or``;
+ * type: ``int``, ``float``, ``bool``, ``str``, ``list``, ``pair`` (a list of two), ``dict``, ``None``, or several
+   joined by ``or``;
  * constraint (may be absent): ``> 0`` (also ``>=``, ``<``, ``<=``), ``in [0, 1]`` (a round bracket excludes its end),
    ``one of a|b|c``; of a list it constrains each entry;
  * mark (may be absent): whether the key decides what a trained model becomes, see :data:`MARKS`.
@@ -39,7 +40,7 @@ from recbole_llm import registry
 from recbole_llm.errors import UserError
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_TYPE = r"(?:int|float|bool|str|list|dict|None)"
+_TYPE = r"(?:int|float|bool|str|list|pair|dict|None)"
 _CONSTRAINT = rf"[<>]=?\s*{_NUMBER}|in\s*[\[(]\s*{_NUMBER}\s*,\s*{_NUMBER}\s*[\])]|one of [^()]+"
 _COMMENT = re.compile(
     rf"(?:^|\s)#\s*\((?P<type>{_TYPE}(?: or {_TYPE})*)(?:,\s*(?P<constraint>{_CONSTRAINT}))?\)"
@@ -69,10 +70,23 @@ _STOCK_CONSTRAINTS = {
     "stopping_step": ">= 0",
     "weight_decay": ">= 0",
     "worker": ">= 0",
-    "seed": ">= 0",
+    "seed": "in [0, 4294967295]",
+    "loss_decimal_place": "in [0, 15]",
+    "metric_decimal_place": "in [0, 15]",
     "MAX_ITEM_LIST_LENGTH": "> 0",
     "topk": "> 0",
 }
+
+# Keys of RecBole's that cannot be None.
+_STOCK_REQUIRED = set(
+    """
+    data_path checkpoint_dir USER_ID_FIELD ITEM_ID_FIELD TIME_FIELD ITEM_LIST_LENGTH_FIELD LIST_SUFFIX field_separator
+    seq_separator seed state epochs train_batch_size eval_batch_size learner learning_rate weight_decay eval_step stopping_step
+    eval_args metrics valid_metric loss_decimal_place metric_decimal_place MAX_ITEM_LIST_LENGTH
+    """.split()
+)
+_MAY_BE_EMPTY = ("gpu_id",)  # texts that mean something while they are empty
+_LARGEST_NUMBER = 2**63 - 1  # of a whole number: what NumPy and PyTorch count with
 
 # Keys that RecBole sets or reads and documents in no YAML file of its own.
 _UNDOCUMENTED = (
@@ -199,10 +213,33 @@ class Key:
         if not self.type:
             return value
         fitted = self._typed(value)
+        if isinstance(fitted, str) and not fitted.strip() and not self._may_be_blank(fitted):
+            raise ValueError
+        if isinstance(fitted, list):
+            self._check_entries(fitted)
         for entry in fitted if isinstance(fitted, list) else [fitted]:
             if not self._allowed(entry):
                 raise ValueError
         return fitted
+
+    def _may_be_blank(self, value: str) -> bool:
+        """Whether an empty text, or one of spaces alone, makes sense: the wording of a prompt, not a name."""
+        if self.mark == "text" or self.name in _MAY_BE_EMPTY:
+            return True
+        return isinstance(self.default, str) and not self.default.strip() and (bool(value) or not self.default)
+
+    def _check_entries(self, entries: list) -> None:
+        """Refuse what is no value in a list: lists, mappings and nothing, unless the key's default has such entries."""
+        if self.types == ("pair",) and len(entries) != 2:
+            raise ValueError
+        usual = {type(entry) for entry in self.default} if isinstance(self.default, list) else set()
+        for entry in entries:
+            if isinstance(entry, (list, tuple, dict, set, type(None))) and type(entry) not in usual:
+                raise ValueError
+            if isinstance(entry, str) and not entry.strip() and self.mark != "text":
+                raise ValueError
+            if isinstance(entry, (int, float)) and not abs(entry) <= _LARGEST_NUMBER:  # nor NaN
+                raise ValueError
 
     def _typed(self, value: Any) -> Any:
         types = self.types
@@ -212,16 +249,16 @@ class Key:
             if "bool" in types:
                 return value
         elif isinstance(value, (int, float)):
-            if "int" in types and math.isfinite(value) and value == int(value):
+            if "int" in types and abs(value) <= _LARGEST_NUMBER and value == int(value):
                 return int(value)
-            if "float" in types and math.isfinite(value):
+            if "float" in types and (abs(value) <= _LARGEST_NUMBER if isinstance(value, int) else math.isfinite(value)):
                 return float(value)
         elif isinstance(value, dict) and "dict" in types:
             return value
-        elif isinstance(value, (list, tuple)) and "list" in types:
+        elif isinstance(value, (list, tuple)) and {"list", "pair"} & set(types):
             return list(value)
         elif isinstance(value, str):
-            if "list" in types and value.lstrip().startswith("["):
+            if {"list", "pair"} & set(types) and value.lstrip().startswith("["):
                 return self._typed(self._parsed(value))
             if "str" in types:
                 return value
@@ -265,6 +302,7 @@ class Key:
             "bool": "True or False",
             "str": "a text",
             "list": "a list such as [a, b]",
+            "pair": "a list of two numbers such as [0.9, 0.98]",
             "dict": "a mapping such as {a: 1}",
         }
         kinds = [kind for kind in self.types if kind != "None"]
@@ -277,9 +315,9 @@ class Key:
                 kinds.remove("int")
             allowed = " or ".join(words[kind] for kind in kinds)
             if self.constraint:
-                of_lists = "a list of values" if "list" in kinds else ""
+                of_lists = "a list of values" if "list" in kinds else "a list of two numbers" if "pair" in kinds else ""
                 numbers = [words[kind] for kind in kinds if kind in ("int", "float")]
-                others = [words[kind] for kind in kinds if kind not in ("int", "float", "list")]
+                others = [words[kind] for kind in kinds if kind not in ("int", "float", "list", "pair")]
                 allowed = " or ".join([f"{kind} {self.constraint}" for kind in [*numbers, of_lists] if kind] + others)
         return allowed + (" or None" if "None" in self.types else "")
 
@@ -475,8 +513,10 @@ def _stock_key(name: str, default: Any, line: str, where: str) -> Key:
         types += [kind for kind in alike[word] if kind not in types]
     key = Key(name=name, meaning=match["meaning"].strip(), default=default, where=where)
     if types:
-        constraint = _STOCK_CONSTRAINTS.get(name, "") if "model/" not in where else ""
-        typed = replace(key, type=" or ".join([*types, "None"]), constraint=constraint)
+        of_model = "model/" in where
+        constraint = "" if of_model else _STOCK_CONSTRAINTS.get(name, "")
+        required = not of_model and name in _STOCK_REQUIRED
+        typed = replace(key, type=" or ".join(types if required else [*types, "None"]), constraint=constraint)
         try:
             typed.fit(default)
         except ValueError:
@@ -494,7 +534,8 @@ def recbole_keys() -> dict[str, Key]:
     for name in (*(name for names in recbole_arguments().values() for name in names), *_UNDOCUMENTED):
         keys.setdefault(name, Key(name=name, where="recbole"))
     for name, key in keys_of_file(registry.properties_folder() / "recbole.yaml", "recbole.yaml").items():
-        keys[name] = replace(keys.get(name, key), mark=key.mark, meaning=key.meaning)
+        said = keys.get(name, key)
+        keys[name] = replace(said, type=said.type or key.type, mark=key.mark, meaning=key.meaning)
     return keys
 
 

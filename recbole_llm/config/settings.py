@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,6 +72,7 @@ def load_internal(config: Any, model: str, model_class: type, dataset: str) -> N
         of_dataset = {key: value for key, value in of_dataset.items() if key not in for_llm}
     for values in (overall, load_yaml(root / "protocol" / f"{protocol}.yaml"), of_model, of_dataset):
         internal.update(copy.deepcopy(values))
+    _limit_candidates(internal, external.get("most_candidates", internal["most_candidates"]))
     if ours:
         backbone = external.get("backbone", internal.get("backbone"))
         internal.update(copy.deepcopy(_optional(root, "backbone", backbone)))
@@ -96,6 +98,14 @@ def _beside_data(config: Any, dataset: Any) -> dict[str, Any]:
     data_path = config.external_config_dict.get("data_path", config.internal_config_dict.get("data_path"))
     path = Path(str(data_path), str(dataset), f"{dataset}.yaml")
     return load_yaml(path) if is_file_name(dataset) and path.is_file() else {}
+
+
+def _limit_candidates(internal: dict[str, Any], most: Any) -> None:
+    """Let a protocol's uniN draw ``most`` other candidates where the catalogue is too small for N."""
+    mode = internal["eval_args"]["mode"]
+    number = re.fullmatch(r"uni(\d+)", str(mode))
+    if number is not None and isinstance(most, int) and most < int(number[1]):
+        internal["eval_args"]["mode"] = f"uni{most}"
 
 
 def _fit_to_stock_model(internal: dict, external: Mapping, model_class: type, recbole_negatives: Any) -> None:

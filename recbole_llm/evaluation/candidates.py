@@ -120,7 +120,12 @@ def _skip_interacted(split: Any, users: np.ndarray, targets: np.ndarray, free_in
 
 
 def _interacted_counts(split: Any) -> np.ndarray:
-    return np.fromiter((len(items) for items in split.user_items), dtype=np.int64, count=len(split.user_items))
+    """Items of each user, int64; counted once for the ``user_items`` that a split has."""
+    counted = getattr(split, "_counted_items", None)
+    if counted is None or counted[0] is not split.user_items:
+        counts = np.fromiter((len(items) for items in split.user_items), dtype=np.int64, count=len(split.user_items))
+        split._counted_items = counted = split.user_items, counts
+    return counted[1]
 
 
 def draw_candidates(

@@ -70,6 +70,7 @@ class ALLMRec(LLMRecommender):
         folder.mkdir(parents=True, exist_ok=True)
         getLogger().info(f"A-LLMRec stage 1: {len(rows)} rows, {settings.alignment_epochs} epochs")
         file = folder / f"alignment-{dataset.fingerprint[:10]}-{self.teacher.identity[:10]}.safetensors"
+        self.stored_files = [file]
         with held(file):
             alignment = train_alignment(
                 self.teacher.item_vectors.cpu(),

@@ -168,6 +168,10 @@ class ST2SI(BackboneRecommender):
             hidden[torch.from_numpy(unknown)] = self.query_states(batch)
         return hidden[row_of.to(hidden.device)]
 
+    @property
+    def stored_files(self) -> list[Path]:  # type: ignore[override]  # as they are made
+        return [stored.file for stored in self._stored.values()]
+
     def _stored_states(self, part: str) -> StoredStates:
         """Stored states of the training histories (``train``), all items (``items``), or valid and test (``evaluation``)."""
         query, version = self._stored_query

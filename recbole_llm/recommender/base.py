@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -136,9 +137,11 @@ class BackboneRecommender(SequentialRecommender):
     Attributes:
         encoder: runs prompts through the LLM.
         stage: number of the present stage of training, from 0.
+        stored_files: files in ``checkpoint_dir`` that it reads beside its own folder, such as stored hidden states.
     """
 
     input_type = InputType.POINTWISE
+    stored_files: Sequence[Path] = ()
     loss_names: tuple[str, ...] = ()
 
     def __init__(self, config: Config, dataset: TextSequentialDataset, encoder: PromptEncoder | None = None) -> None:

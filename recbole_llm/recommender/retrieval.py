@@ -14,6 +14,7 @@ from recbole_llm.backbone.text import encode_text
 from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.loss.retrieval import retrieval_loss
+from recbole_llm.prompt.pieces import Encode
 from recbole_llm.prompt.retrieval import PromptBuilder, PromptSettings
 from recbole_llm.recommender.form import Form
 from recbole_llm.recommender.heads import projection
@@ -61,10 +62,11 @@ class RetrievalForm(Form):
         model.user_out = model._token_vectors(settings.out_tokens)
         model.item_out = model._token_vectors(settings.out_tokens)
 
-    def build_prompts(self) -> None:
+    def build_prompts(self, encode: Encode | None = None) -> None:
+        """Make ``prompts``; ``encode`` in the place of the LLM's tokenizer, where its results are at hand."""
         model, settings, dataset, backbone = self.model, self.settings, self.dataset, self.model.backbone
         self.prompts = PromptBuilder(
-            lambda texts: encode_text(backbone.tokenizer, texts),
+            encode or (lambda texts: encode_text(backbone.tokenizer, texts)),
             dataset.item_texts,
             PromptSettings(
                 sentence=settings.prompt_sentence,

@@ -19,7 +19,7 @@ import numpy as np
 
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.ranking import is_per_user, per_user, split_metric
-from recbole_llm.files import replace_file
+from recbole_llm.files import is_writable, regular_file, replace_file
 from recbole_llm.results.comparison import TEACHER, Row, label_of, sentence
 from recbole_llm.results.run import FIELDS, FORMAT, VERSION, checked_record, plain, row_of
 
@@ -30,6 +30,10 @@ EARLIER_KEYS = (
 )  # fmt: skip
 
 _HEAD = "model\tseed\tuser\t"  # of a file of results by user
+
+
+# How the files begin that are written, by the key that names them.
+_BEGINNINGS = {"results_file": b"[", "per_user_file": b"model\tseed\tuser", "output": b"<!doctype html>"}
 
 
 def write_json(rows: Sequence[Row], file: str | Path) -> None:
@@ -151,18 +155,54 @@ def is_users_results(text: str) -> bool:
     return text.startswith(_HEAD)
 
 
-def check_writable(file: str | Path, key: str) -> None:
-    """Refuse a file that cannot be written, before anything is trained for it.
+def check_outputs(files: Mapping[str, str | Path | None], inputs: Mapping[str, str | Path | None] | None = None) -> None:
+    """Refuse files that cannot be written, or must not be, before anything is trained for them.
+
+    A file that is there already is replaced only where it holds what is written to it: nobody loses a data set, a
+    configuration or a checkpoint by a slip of the keyboard. Links are followed.
+
+    Args:
+        files: ``results_file`` and ``per_user_file``, by these keys; None: not written.
+        inputs: other files of the run, by their keys.
 
     Raises:
-        UserError: its folder cannot be made or is not writable, or the name is a folder's.
+        UserError: naming the key, the file and the remedy.
+    """
+    places = {os.path.realpath(file): key for key, file in (inputs or {}).items() if file}
+    for key, file in files.items():
+        if not file:
+            continue
+        check_writable(file, key)
+        place = os.path.realpath(file)
+        if place in places:
+            raise UserError(f"{key}: {file} is the file of {places[place]} too; name another.")
+        places[place] = key
+
+
+def check_writable(file: str | Path, key: str) -> None:
+    """Refuse a file that cannot be written, or that holds something else than what is written to it.
+
+    Raises:
+        UserError: its folder cannot be made or is not writable, or there is a folder, a device or another file.
     """
     file = Path(file)
     if file.is_dir():
         raise UserError(f"{key}: {file} is a folder; name a file.")
-    folder = next(parent for parent in [file.parent, *file.parent.parents] if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    try:
+        end = regular_file(file)
+    except UserError:
+        raise UserError(f"{key}: {file} is no regular file; name one.") from None
+    folder = next(parent for parent in end.parents if os.path.lexists(parent))
+    if not is_writable(folder):
         raise UserError(f"{key}: {file} cannot be written in {folder}; name a file in a folder of yours.")
+    if end.exists():
+        try:
+            with open(end, "rb") as stream:
+                beginning = stream.read(64)
+        except OSError as error:
+            raise UserError(f"{key}: {file} cannot be read ({error.strerror}); name another.") from None
+        if beginning.strip() and not beginning.lstrip().startswith(_BEGINNINGS[key]):
+            raise UserError(f"{key}: {file} holds something else than results, and is not replaced; name another file.")
 
 
 def write_text(file: str | Path, text: str, key: str) -> None:

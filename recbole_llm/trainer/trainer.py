@@ -339,6 +339,7 @@ class LLMTrainer(CandidateEvaluation, Trainer):
             **self._identity(),
             "teacher": teacher,
             "settings": self.config.external_config_dict,
+            "stored_files": [str(file) for file in getattr(self.model, "stored_files", ())],
             **self._progress(),
             "validations": self.log,
         }

@@ -157,7 +157,7 @@ def test_a_comment_becomes_a_key():
     assert (key.type, key.constraint, key.default) == ("int or None", "> 0", None)
     assert key.where.startswith("overall.yaml:") and key.meaning.startswith("users in each validation")
     stock = read_schema()["recbole"]["learning_rate"]
-    assert (stock.type, stock.constraint, stock.default) == ("float or None", "> 0", 0.001)
+    assert (stock.type, stock.constraint, stock.default) == ("float", "> 0", 0.001)
 
 
 def test_a_comment_may_stand_on_the_line_above_and_a_value_may_contain_one(properties):
@@ -401,6 +401,39 @@ def test_a_stock_model_knows_the_keys_of_its_file_and_of_its_source():
         ({"teacher": "BPR"}, ["BPR is no sequential model"]),
         ({"teacher_settings": {"n_head": 3}}, ["unknown key 'n_head' in teacher_settings", "did you mean 'n_heads'?"]),
         ({"teacher_settings": {"n_heads": "x"}}, ["n_heads must be a number"]),
+        ({"seed": 2**32}, ["seed must be a whole number in [0, 4294967295], not 4294967296"]),
+        ({"seed": None}, ["seed must be a whole number", "not None"]),
+        ({"epochs": 10**24}, ["epochs must be a whole number > 0, not 1000000000000000000000000"]),
+        ({"epochs": 10**5000}, ["epochs must be a whole number > 0, not a number of 16610 bits"]),
+        ({"learning_rate": 10**400}, ["learning_rate must be a number > 0"]),
+        ({"adam_betas": [0.9]}, ["adam_betas must be a list of two numbers in [0, 1)", "not [0.9]"]),
+        ({"adam_betas": [0.9, 1.0]}, ["adam_betas must be a list of two numbers in [0, 1)"]),
+        ({"adam_betas": [0.9, -0.5]}, ["adam_betas must be a list of two numbers in [0, 1)"]),
+        ({"adam_betas": [0.9, "x"]}, ["adam_betas must be a list of two numbers in [0, 1)"]),
+        ({"adam_betas": [0.9, float("nan")]}, ["adam_betas must be a list of two numbers in [0, 1)"]),
+        ({"clip_grad_norm": {"max_norm": -1}}, ["clip_grad_norm: max_norm must be a number > 0, not -1"]),
+        ({"clip_grad_norm": {"max_norm": "x"}}, ["clip_grad_norm: max_norm must be a number > 0, not 'x'"]),
+        ({"clip_grad_norm": {"max_norm": 1.0, "norm_type": 0}}, ["clip_grad_norm: norm_type must be a number > 0, not 0"]),
+        ({"clip_grad_norm": {}}, ["clip_grad_norm must name max_norm"]),
+        ({"data_path": ""}, ["data_path must be a text", "not ''"]),
+        ({"data_path": None}, ["data_path must be a text", "not None"]),
+        ({"checkpoint_dir": " "}, ["checkpoint_dir must be a text"]),
+        ({"teacher": ""}, ["teacher must be a text, not ''"]),
+        ({"backbone": ""}, ["backbone must be a text, not ''"]),
+        ({"USER_ID_FIELD": ""}, ["USER_ID_FIELD must be a text", "not ''"]),
+        ({"seq_separator": ""}, ["seq_separator must be a text", "not ''"]),
+        ({"metrics": [["Hit"]]}, ["metrics must be a list", "not [['Hit']]"]),
+        ({"metrics": [None]}, ["metrics must be a list", "not [None]"]),
+        ({"topk": [[1], [2]]}, ["topk must be"]),
+        ({"lora_target_modules": [{"a": 1}]}, ["lora_target_modules must be"]),
+        ({"lora_target_modules": [""]}, ["lora_target_modules must be"]),
+        ({"metric_decimal_place": -1}, ["metric_decimal_place must be a whole number in [0, 15], not -1"]),
+        ({"user_inter_num_interval": "5,inf"}, ["user_inter_num_interval must be an interval such as '[5,inf)'", "'5,inf'"]),
+        ({"item_inter_num_interval": "[9,2]"}, ["item_inter_num_interval must be an interval", "not '[9,2]'"]),
+        ({"user_inter_num_interval": "[1,2];x"}, ["user_inter_num_interval must be an interval"]),
+        ({"val_interval": {"rating": "[nan,3]"}}, ["val_interval: rating must be an interval"]),
+        ({"eval_args": {"split": {"RS": [0, 0, 0]}}}, ["split must be"]),
+        ({"eval_args": {"split": {"RS": [0.8, 0.1, float("inf")]}}}, ["split must be"]),
     ],
 )
 def test_a_mistake_is_named_in_a_sentence(given, words):
@@ -421,8 +454,10 @@ def test_a_mistake_is_named_in_a_sentence(given, words):
         ),
         ("SASRec", {"loss_type": "BPR", "train_neg_sample_args": None}, "SASRec learns from pairs of items"),
         ("BPR", {"train_neg_sample_args": None}, "BPR learns from pairs of items"),
-        ("SASRec", {"epochs": "many"}, "epochs must be a whole number > 0 or None, not 'many'"),
+        ("SASRec", {"epochs": "many"}, "epochs must be a whole number > 0, not 'many'"),
         ("SASRec", {"n_layers": "two"}, "n_layers must be a number"),
+        ("BPR", {"train_neg_sample_args": {"distribution": "odd"}}, "train_neg_sample_args: distribution must be one of"),
+        ("BPR", {"train_neg_sample_args": {"distribution": "uniform", "sample_num": -1}}, "sample_num must be a whole"),
         ("SASRec", {"backbone_layers": 2}, "LLMSRec, LLMSTAR, "),
         ("BPR", {"metrics": ["AUC", "NDCG"]}, "cannot be used with ranking metrics"),
         ("BPR", {"metrics": ["AUC"], "valid_metric": "AUC"}, "take mode labeled"),
@@ -435,6 +470,19 @@ def test_a_mistake_is_named_in_a_sentence(given, words):
 )
 def test_a_mistake_with_a_stock_model(model, given, words):
     assert words in message(model, "ml-100k", config_dict={"protocol": "full", **given})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"gpu_id": ""}, {"prompt_goal": ""}, {"item_text_separator": ""}, {"seq_separator": ","}, {"seed": 2**32 - 1},
+        {"user_inter_num_interval": "[5, inf)"}, {"user_inter_num_interval": "(0,3];[7,1e3)"},
+        {"user_inter_num_interval": None},
+        {"clip_grad_norm": {"max_norm": 1, "norm_type": 2.0}}, {"adam_betas": "[0.8, 0.99]"}, {"adam_betas": (0, 0.5)},
+    ],
+)  # fmt: skip
+def test_what_looks_odd_and_is_right(given):
+    make_config("LLMSTAR", "ml-100k", config_dict=given)
 
 
 def test_unknown_models_and_datasets(tmp_path):

@@ -60,6 +60,8 @@ def another(key: Key) -> Any:
         return value / 2 if "float" in key.types and value else value + 1
     if isinstance(value, list) or key.types[:1] == ("list",):
         return [*(value or []), "z"] if not value or isinstance(value[0], str) else [entry / 2 for entry in value]
+    if key.types[:1] == ("bool",):
+        return True
     return 3 if key.types[:1] == ("int",) else f"{value}z"
 
 

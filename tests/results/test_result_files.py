@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from test_table import failed_row, judged_row, make_row
 
 from recbole_llm import cli
 from recbole_llm.errors import UserError
-from recbole_llm.results.files import read_rows, write_json, write_per_user
+from recbole_llm.results.files import check_outputs, read_rows, write_json, write_per_user
 from recbole_llm.results.run import write_run
 from recbole_llm.results.table import format_table
 
@@ -258,3 +260,57 @@ def test_mistakes_in_the_command(tmp_path, capsys):
         assert cli.main(["table", *words]) == 2
         assert sentence in capsys.readouterr().err
     assert cli.main(["table", "--help"]) == 0
+
+
+@pytest.mark.parametrize("key", ["results_file", "per_user_file"])
+@pytest.mark.parametrize("content", ["user_id:token\titem_id:token\n", "epochs: 3\n", '{"format": 1}', "notes"])
+def test_a_file_that_holds_something_else_is_not_replaced(tmp_path, key, content):
+    (tmp_path / "shop.inter").write_text(content)
+    (tmp_path / "link").symlink_to(tmp_path / "shop.inter")
+    for name in ("shop.inter", "link"):
+        with pytest.raises(UserError, match=f"{key}: .*{name} holds something else than results, and is not replaced"):
+            check_outputs({key: tmp_path / name})
+
+
+def test_a_file_of_results_is_replaced(tmp_path):
+    write_json([], tmp_path / "results.json")
+    write_per_user([], tmp_path / "users.tsv")
+    (tmp_path / "empty").touch()
+    for names in (("results.json", "users.tsv"), ("empty", "new/users.tsv"), (None, None)):
+        files = [None if name is None else tmp_path / name for name in names]
+        check_outputs(dict(zip(("results_file", "per_user_file"), files, strict=True)))
+    with pytest.raises(UserError, match="per_user_file: .* holds something else"):
+        check_outputs({"per_user_file": tmp_path / "results.json"})
+
+
+def test_outputs_are_not_each_other(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    with pytest.raises(UserError, match="per_user_file: .*link is the file of results_file too"):
+        check_outputs({"results_file": tmp_path / "one", "per_user_file": tmp_path / "link"})
+    with pytest.raises(UserError, match="results_file: .*one is the file of endpoint_answers too"):
+        check_outputs({"results_file": tmp_path / "one"}, {"endpoint_answers": str(tmp_path / "here" / ".." / "one")})
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "circle", "link to a device", "socket"])
+def test_what_is_no_regular_file_is_never_replaced(tmp_path, kind):
+    place = tmp_path / "place"
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(place))
+    elif kind != "device":
+        place.symlink_to(place if kind == "circle" else "/dev/null")
+    place = Path("/dev/null") if kind == "device" else place
+    before = os.lstat(place).st_mode
+    with pytest.raises(UserError, match="results_file: .* is no regular file"):
+        check_outputs({"results_file": place})
+    with pytest.raises(UserError, match="is no regular file, and is not replaced"):
+        write_json([], place)
+    assert os.lstat(place).st_mode == before and not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_link_stays_and_its_file_is_written(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "results.json")
+    write_json([], tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "there" / "results.json").read_text() == "[]\n"

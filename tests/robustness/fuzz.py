@@ -1,6 +1,7 @@
 """Odd values for every key: each ends as a run, or with exit code 2 and one sentence.
 
     python tests/robustness/fuzz.py --cases=1000 --seed=1
+    python tests/robustness/fuzz.py --per-key=3 --seed=2 --keys=seed,clip_grad_norm
 
 One process imports the library and prepares a small data set and teacher; every case is a fork of it with limits of
 memory and time, so that a case costs what its run costs.
@@ -12,11 +13,12 @@ import argparse
 import io
 import json
 import random
+import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,11 +78,24 @@ def keys() -> list[tuple[str, str]]:
     return [(model, key) for key, model in owner.items()]
 
 
-def cases(number: int, seed: int) -> Iterator[tuple[str, str, str]]:
-    """``number`` draws of (model, key, value), without repeats."""
-    everything = [(model, key, value) for model, key in keys() for value in VALUES]
-    random.Random(seed).shuffle(everything)
-    yield from everything[:number]
+def cases(number: int | None, seed: int, per_key: int | None = None, only: Sequence[str] = ()) -> list[tuple[str, str, str]]:
+    """Draws of (model, key, value), without repeats.
+
+    Args:
+        number: most of them; None: all.
+        seed: of the draw.
+        per_key: values of each key; None: all of them.
+        only: these keys; none: every key.
+    """
+    chance = random.Random(seed)
+    everything = [
+        (model, key, value)
+        for model, key in keys()
+        if not only or key in only
+        for value in (VALUES if per_key is None else chance.sample(VALUES, min(per_key, len(VALUES))))
+    ]
+    chance.shuffle(everything)
+    return everything[:number]
 
 
 def arguments(model: str, key: str, value: str, data: Path) -> list[str]:
@@ -137,16 +152,17 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
-def fuzz(number: int, seed: int, folder: Path) -> tuple[Counter, list[tuple[list[str], Outcome]]]:
-    """Run cases; returns how many ended how, and those that ended wrongly."""
+def fuzz(drawn: Sequence[tuple[str, str, str]], folder: Path) -> tuple[Counter, list[tuple[list[str], Outcome]]]:
+    """Run cases of :func:`cases`; returns how many ended how, and those that ended wrongly."""
     forks.import_library()
     data = prepare(folder / "data")
     counts, wrong = Counter(), []
-    for place, (model, key, value) in enumerate(cases(number, seed)):
+    for place, (model, key, value) in enumerate(drawn):
         words = arguments(model, key, value, data)
         if "\x00" in value:
             words[-1] = words[-1].replace("\x00", "\x01")  # no process gets a NUL in its arguments
         outcome = run_case(words, folder / f"case{place}")
+        shutil.rmtree(folder / f"case{place}", ignore_errors=True)
         counts[outcome.kind] += 1
         if outcome.kind not in ("run", "refused"):
             wrong.append((words, outcome))
@@ -158,12 +174,16 @@ def fuzz(number: int, seed: int, folder: Path) -> tuple[Counter, list[tuple[list
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", type=int, help="most cases")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--per-key", type=int, help="values of each key")
+    parser.add_argument("--keys", default="", help="these keys alone, with commas between them")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        counts, wrong = fuzz(options.cases, options.seed, Path(folder))
+        most = options.cases if options.cases or options.per_key or options.keys else 1000
+        drawn = cases(most, options.seed, options.per_key, [key for key in options.keys.split(",") if key])
+        counts, wrong = fuzz(drawn, Path(folder))
     print(
         f"{sum(counts.values())} cases in {time.monotonic() - started:.0f} s: "
         + ", ".join(f"{n} {kind}" for kind, n in counts.most_common())
