@@ -302,6 +302,15 @@ def _check_training(config: Any, settings: Mapping, model: str, model_class: typ
             f"{settings['warmup_steps']} ({origin_of(config, 'warmup_steps')})."
         )
 
+    if _ours(config) and settings["train_targets"] == "window":
+        form = settings.get("recommend_by") or next(iter(settings["forms"]), None)
+        if form != "retrieval":
+            raise UserError(
+                f"train_targets: window is for models that recommend by retrieval, and {model} "
+                f"{f'is asked by {form}' if form else 'is asked in a way of its own'}; take last or all "
+                f"({origin_of(config, 'train_targets')})."
+            )
+
     arguments, where = settings.get("train_neg_sample_args"), origin_of(config, "train_neg_sample_args")
     none = arguments in (None, "None") or arguments.get("distribution") in (None, "None", "none")
     if _ours(config):
