@@ -116,7 +116,8 @@ def check_negatives(config: Config, train: TextSequentialDataset) -> None:
     if config["negatives"] == "in_batch" and key == "train_negatives":
         if others > train.item_num - 1:
             raise UserError(
-                f"train_negatives: {others} random items are more than the data set has; set it to {train.item_num - 1} or lower."
+                f"train_negatives: {others} random items are more than the data set has; set it to {train.item_num - 1} or "
+                f"lower."
             )
         return
     counts = np.array([len(items) for items in train.user_items])

@@ -10,6 +10,7 @@ from typing import Any
 from recbole_llm import registry
 from recbole_llm.config.schema import (
     Key,
+    forms_of,
     known_keys,
     llm_keys,
     read_schema,
@@ -303,7 +304,7 @@ def _check_training(config: Any, settings: Mapping, model: str, model_class: typ
         )
 
     if _ours(config) and settings["train_targets"] == "window":
-        form = settings.get("recommend_by") or next(iter(settings["forms"]), None)
+        form = settings.get("recommend_by") or next(iter(forms_of(model)), None)
         if form != "retrieval":
             raise UserError(
                 f"train_targets: window is for models that recommend by retrieval, and {model} "

@@ -94,9 +94,9 @@ class TextSequentialDataset(SequentialDataset):
 
     Configuration keys beside RecBole's: ``item_text`` (fields of the ``.item`` file, default ``title``),
     ``item_text_separator`` (default ``", "``), ``item_representation`` (title or id; default title), ``timestamp_format``
-    (auto, unix, unix_ms or none; default auto), ``train_targets`` (last, window or all; default all), ``like_threshold``: where it
-    is set, ratings are read too; and ``shuffle_training``: where it is set, each user's training sequence is put into another
-    order, once, drawn from ``seed``; histories and targets of validation and test stay as they are.
+    (auto, unix, unix_ms or none; default auto), ``train_targets`` (last, window or all; default all), ``like_threshold``: where
+    it is set, ratings are read too; and ``shuffle_training``: where it is set, each user's training sequence is put into
+    another order, once, drawn from ``seed``; histories and targets of validation and test stay as they are.
 
     Attributes:
         item_texts (list[str]): text of each item by internal id, cleaned and whole (see ``atomic.clean_text``); ``""`` for
