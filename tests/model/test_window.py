@@ -91,9 +91,9 @@ def test_a_prompt_of_a_window_is_the_published_prompt_of_its_history(make):
 def test_the_teachers_states_of_a_window(make, teacher, monkeypatch):
     """One pass for each window by a causal teacher, with the states that each row alone would have."""
     _, model, _ = make("LLMSRec", teacher=teacher, teacher_settings={"epochs": 1, "train_batch_size": 64})
-    rows, forward, read = window_rows(model), model.teacher.model.forward, []
-    expected = model.teacher.represent(rows)
-    monkeypatch.setattr(model.teacher.model, "forward", lambda items, *rest: (read.append(len(items)), forward(items, *rest))[1])
+    rows, stock, read = window_rows(model), model.teacher.model, []
+    expected, forward = model.teacher.represent(rows), stock.forward
+    monkeypatch.setattr(stock, "forward", lambda items, *rest: (read.append(len(items)), forward(items, *rest))[1])
     torch.testing.assert_close(model.teacher.represent_windows(rows, model.window_ends(rows)), expected, rtol=1e-4, atol=1e-5)
     assert read == [len(rows) if teacher == "BERT4Rec" else 3]
 
@@ -180,7 +180,7 @@ def test_an_interrupted_training_goes_on_with_the_same_windows_to_the_same_weigh
 @pytest.mark.parametrize(
     ("model", "settings", "sentence"),
     [
-        ("LLaRA", {"recommend_by": "generation", "protocol": "generation", "valid_metric": "Hit@1"}, "LLaRA is asked by generation; take last or all"),
+        ("LLaRA", {"recommend_by": "generation", "protocol": "generation", "valid_metric": "Hit@1"}, "is asked by generation"),
         ("ST2SI", {"valid_metric": "NDCG@5"}, "ST2SI is asked in a way of its own; take last or all"),
     ],
 )
