@@ -199,10 +199,6 @@ class LLMRecommender(BackboneRecommender):
         representations = self.represent_items(items)
         return representations[torch.from_numpy(position.reshape(candidates.shape)).to(representations.device)]
 
-    def score_candidates(self, users: Tensor, candidates: np.ndarray) -> Tensor:
-        """s(u, i) with gradient for each user's candidates int64 ``[B, C]``: ``[B, C]``."""
-        return torch.einsum("bd,bcd->bc", users, self.represent_candidates(candidates))
-
     # Training
 
     def training_candidates(self, interaction: Interaction, negatives: int | None = None) -> np.ndarray:

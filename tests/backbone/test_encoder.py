@@ -235,6 +235,19 @@ def test_a_history_that_goes_on_in_the_next_row_keeps_its_perturbed_prompts(back
     assert batch.parent[8] == -1 and batch.parent[-1] == 8 and batch.parent[7] == 8
 
 
+def test_another_date_or_item_is_another_history(backbone):
+    prompts = prompts_of(backbone)
+    items, times = np.array([[3, 0, 0], [3, 4, 0], [3, 4, 5]]), np.array([[1.0, 0, 0], [1, 2, 0], [1, 2, 3]])
+
+    def parents(items, times):
+        return prompts.user_prompts(prompts.select_histories(items, np.array([1, 2, 3]), times)).parent.tolist()
+
+    assert parents(items, times) == [2, 2, -1]
+    assert parents(items, times + [[0], [1], [0]]) == [-1, -1, -1]
+    items[1, 0] = 6
+    assert parents(items, times) == [-1, -1, -1]
+
+
 def test_prompts_that_begin_with_the_users_vector_share_nothing(backbone):
     prompts = prompts_of(backbone, user_vector=True)
     assert (prompts.user_prompts(window_batch(prompts)).parent == -1).all()
