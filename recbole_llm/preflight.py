@@ -177,6 +177,13 @@ def check_negatives(config: Config, train: TextSequentialDataset) -> None:
         key, others = "train_candidates", (config["train_candidates"] or 1) - 1
     if others is None or config["recommend_by"] == "yes_no":
         return
+    if config["negatives"] == "in_batch" and key == "train_negatives":
+        if others > train.item_num - 1:
+            raise UserError(
+                f"train_negatives: {others} random items are more than the data set has; set it to {train.item_num - 1} or "
+                f"lower."
+            )
+        return
     counts = np.array([len(items) for items in train.user_items])
     user = int(counts.argmax())
     free = train.item_num - 1 - int(counts[user])

@@ -14,6 +14,11 @@ Four techniques save computation. Each can be switched off, which gives the plai
       perturbed               . . . c c c b b b . out      attends to  h h h a a a  of its parent
 
   Positions continue those of the prefix, so the result is that of the whole prompt, in value and in gradient.
+  A short tail stands in its parent's own row, and a mask hides from it what is not its own prompt: the prefixes of a window
+  cost one row and copy no keys and values::
+
+      row         a a a , b b b , c c c . out . out . out
+      positions   0 1 2 3 4 5 6 7 8 9 ...     3 4   7 8      the second out sees a a a alone, the third a a a , b b b
 * ``skip_unread``: the output of the last layer is read at the out tokens only, so its feed-forward network runs there
   only. That saves a third of the work with 2 layers, and a fortieth with 30.
 """
@@ -42,7 +47,8 @@ class EncoderSettings:
         micro_batch_tokens: the most padded tokens in one call of the LLM.
         call_cost: the fixed cost of one call of the LLM, in tokens.
         share_header: compute the header's keys and values once.
-        share_prefix: encode only the tails of perturbed prompts.
+        share_prefix: encode only the tails of prompts that begin as another one does.
+        branch_tokens: the most tokens of a tail that stands in its parent's row.
         skip_unread: run the last layer's feed-forward network at the out tokens only.
         recompute: recompute activations in the backward pass instead of storing them, which saves memory and costs time.
     """
@@ -51,6 +57,7 @@ class EncoderSettings:
     call_cost: int = 32
     share_header: bool = True
     share_prefix: bool = True
+    branch_tokens: int = 64
     skip_unread: bool = True
     recompute: bool = False
 
@@ -117,16 +124,21 @@ class PromptEncoder(nn.Module):
         lengths = batch.lengths
         shares = self.settings.share_prefix and (batch.parent >= 0).any()
         originals = np.flatnonzero(batch.parent < 0) if shares else np.arange(len(batch))
+        tail_lengths = lengths - batch.shared
+        short = (batch.parent >= 0) & (tail_lengths <= self.settings.branch_tokens) & bool(shares)
+        row_lengths = lengths - header_length
+        np.add.at(row_lengths, batch.parent[short], tail_lengths[short])
         self.counts.add(batch)
 
         outputs, rows = [], []
         micro_batches = cut_into_micro_batches(
-            lengths[originals] - header_length, self.settings.micro_batch_tokens, self.settings.call_cost
+            row_lengths[originals], self.settings.micro_batch_tokens, self.settings.call_cost
         )
         for micro_batch in micro_batches:
             group = originals[micro_batch]
-            tails = np.flatnonzero(np.isin(batch.parent, group)) if shares else group[:0]
-            arguments = (batch, group, tails, header_length, header, tokens, vector_index, vectors)
+            inside = np.isin(batch.parent, group) if shares else short
+            branches, tails = np.flatnonzero(inside & short), np.flatnonzero(inside & ~short)
+            arguments = (batch, group, branches, tails, header_length, header, tokens, vector_index, vectors)
             if self.settings.recompute and torch.is_grad_enabled():
                 # The RNG state matters only with dropout, that is where the LLM is trained.
                 hidden = checkpoint(
@@ -135,7 +147,7 @@ class PromptEncoder(nn.Module):
             else:
                 hidden = self._encode_group(*arguments)
             outputs.append(hidden)
-            rows.append(np.concatenate([group, tails]))
+            rows.append(np.concatenate([group, branches, tails]))
         order = torch.from_numpy(np.argsort(np.concatenate(rows), kind="stable")).to(device)
         return torch.cat(outputs)[order]
 
@@ -163,6 +175,7 @@ class PromptEncoder(nn.Module):
         self,
         batch: PromptBatch,
         group: np.ndarray,
+        branches: np.ndarray,
         tails: np.ndarray,
         header_length: int,
         header: KeyValues | None,
@@ -170,31 +183,32 @@ class PromptEncoder(nn.Module):
         vector_index: Tensor,
         vectors: Tensor,
     ) -> Tensor:
-        """Encode one micro-batch of originals, then the tails of their perturbed prompts against its keys and values.
+        """Encode one micro-batch of originals with their short tails, then the long tails against its keys and values.
 
         Returns:
-            float32 ``[len(group) + len(tails), out tokens, hidden size]``.
+            float32 ``[len(group) + len(branches) + len(tails), out tokens, hidden size]``.
         """
         past = None if header is None else cache_of(
             [(k.expand(len(group), -1, -1, -1), v.expand(len(group), -1, -1, -1)) for k, v in header]
         )
         prefix = np.full(len(group), header_length)
-        hidden, cache = self._call(batch, group, prefix, past, header_length, tokens, vector_index, vectors, len(tails) > 0)
+        read_on = (tokens, vector_index, vectors)
+        hidden, cache = self._call(batch, group, prefix, past, header_length, *read_on, len(tails) > 0, branches)
         if len(tails) == 0:
             return hidden
         keys_values = layers_of(cache)
         row_of = {int(prompt): row for row, prompt in enumerate(group)}
         parents = np.array([row_of[int(batch.parent[tail])] for tail in tails])
-        parts, rows = [hidden], [np.arange(len(group))]
+        parts, rows = [hidden], [np.arange(len(hidden))]
         tail_lengths = batch.lengths[tails] - batch.shared[tails]
         for part in cut_into_micro_batches(tail_lengths, self.settings.micro_batch_tokens, self.settings.call_cost):
             prompts, prefix = tails[part], batch.shared[tails[part]]
             parent_rows = torch.from_numpy(parents[part]).to(tokens.device)
             longest = int(prefix.max())
             past = cache_of([(k[parent_rows, :, :longest], v[parent_rows, :, :longest]) for k, v in keys_values])
-            hidden, _ = self._call(batch, prompts, prefix, past, longest, tokens, vector_index, vectors, False)
+            hidden, _ = self._call(batch, prompts, prefix, past, longest, *read_on, False)
             parts.append(hidden)
-            rows.append(len(group) + part)
+            rows.append(len(group) + len(branches) + part)
         order = torch.from_numpy(np.argsort(np.concatenate(rows), kind="stable")).to(tokens.device)
         return torch.cat(parts)[order]
 
@@ -209,26 +223,22 @@ class PromptEncoder(nn.Module):
         vector_index: Tensor,
         vectors: Tensor,
         use_cache: bool,
+        branches: np.ndarray | None = None,
     ) -> tuple[Tensor, DynamicCache | None]:
         """Run the LLM on each prompt's tokens after its first ``prefix`` ones, whose keys and values ``past`` holds.
 
-        ``past`` has ``past_length`` entries in every row; a row sees its first ``prefix`` entries only.
+        ``past`` has ``past_length`` entries in every row; a row sees its first ``prefix`` entries only, and all of them where
+        there are ``branches``: prompts whose tails stand in the rows of their parents, which are among ``prompts``.
         """
+        if branches is not None and len(branches):
+            return self._call_tree(batch, prompts, branches, past, past_length, tokens, vector_index, vectors, use_cache)
         device = tokens.device
         starts = batch.offsets[prompts] + prefix
         lengths = batch.offsets[prompts + 1] - starts
         width = int(lengths.max())
         column = np.arange(width)
         flat = np.where(column < lengths[:, None], starts[:, None] + column, 0)
-        self.counts.calls += 1
-        self.counts.computed += flat.size
-        self.counts.padding += flat.size - int(lengths.sum())
-
-        flat_positions = torch.from_numpy(flat).to(device)
-        which = vector_index[flat_positions]
-        embeddings = self.backbone.embedding(tokens[flat_positions].clamp(min=0))
-        embeddings = embeddings.to(vectors.dtype).index_put(torch.where(which >= 0), vectors[which[which >= 0]])
-
+        embeddings = self._embed(flat, int(lengths.sum()), tokens, vector_index, vectors)
         if past is None:
             mask = None
             positions = _positions(0, width, device)
@@ -244,12 +254,112 @@ class PromptEncoder(nn.Module):
             positions = prefix_on_device[:, None] + torch.arange(width, device=device)
         row = torch.arange(len(prompts), device=device)[:, None]
         out = torch.from_numpy(batch.out_positions[prompts] - starts[:, None]).to(device)
+        return self._read(embeddings, positions, mask, past, use_cache, row, out)
+
+    def _call_tree(
+        self,
+        batch: PromptBatch,
+        prompts: np.ndarray,
+        branches: np.ndarray,
+        past: DynamicCache | None,
+        past_length: int,
+        tokens: Tensor,
+        vector_index: Tensor,
+        vectors: Tensor,
+        use_cache: bool,
+    ) -> tuple[Tensor, DynamicCache | None]:
+        """As :meth:`_call`, each row a prompt and behind it the tails of its branches: results of prompts, then branches."""
+        device = tokens.device
+        tree = _tree_of(batch, prompts, branches, past_length)
+        width = tree.flat.shape[1]
+        embeddings = self._embed(tree.flat, int((tree.segment >= 0).sum()), tokens, vector_index, vectors)
+        segment, position, limit = (
+            torch.from_numpy(table).to(device) for table in (tree.segment, tree.position, tree.limit)
+        )
+        # Itself and what stands before it in its own prompt or tail, and of the trunk what its prompt has in common with it.
+        own = (segment[:, :, None] == segment[:, None, :]).tril()
+        trunk = (segment >= 0) & (segment < len(prompts))
+        mask = own | (trunk[:, None, :] & (position[:, None, :] < limit[:, :, None]))
+        mask = torch.cat([mask.new_ones(len(prompts), width, past_length), mask], dim=2)[:, None]
+        row, out = (torch.from_numpy(table).to(device) for table in (tree.row, tree.out))
+        return self._read(embeddings, position, mask, past, use_cache, row[:, None], out)
+
+    def _embed(self, flat: np.ndarray, count: int, tokens: Tensor, vector_index: Tensor, vectors: Tensor) -> Tensor:
+        """The input vectors of a call at places ``flat`` of the batch, ``count`` of which are no padding."""
+        self.counts.calls += 1
+        self.counts.computed += flat.size
+        self.counts.padding += flat.size - count
+        places = torch.from_numpy(flat).to(tokens.device)
+        which = vector_index[places]
+        embeddings = self.backbone.embedding(tokens[places].clamp(min=0)).to(vectors.dtype)
+        return embeddings.index_put(torch.where(which >= 0), vectors[which[which >= 0]])
+
+    def _read(
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        past: DynamicCache | None,
+        use_cache: bool,
+        row: Tensor,
+        out: Tensor,
+    ) -> tuple[Tensor, DynamicCache | None]:
+        """Run the LLM, and return the hidden states of ``row`` at the columns ``out``."""
         read = None
         if self.settings.skip_unread:
-            read = torch.zeros(flat.shape, dtype=torch.bool, device=device)
+            read = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
             read[row, out] = True
         output, cache = self.backbone(embeddings, positions, mask, past, use_cache=use_cache, read=read)
         return output[row, out].float(), cache
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """Rows of a prompt and, behind it, the tails of its branches; R rows of W tokens, n prompts and branches.
+
+    Attributes:
+        flat: place of each token in the batch, int64 ``[R, W]``; 0 at the padding, which is at the end.
+        segment: number of the prompt (below R) or branch (R and up) that each token is of; -1 at the padding.
+        position: of each token in its own prompt.
+        limit: how many tokens of the row's prompt a branch's token sees; 0 for the others.
+        row: of each prompt and branch, int64 ``[n]``.
+        out: columns of its out tokens, int64 ``[n, out tokens]``.
+    """
+
+    flat: np.ndarray
+    segment: np.ndarray
+    position: np.ndarray
+    limit: np.ndarray
+    row: np.ndarray
+    out: np.ndarray
+
+
+def _tree_of(batch: PromptBatch, prompts: np.ndarray, branches: np.ndarray, prefix: int) -> _Tree:
+    """Lay out prompts, without their first ``prefix`` tokens, and branches."""
+    row_of = np.full(len(batch), -1, dtype=np.int64)
+    row_of[prompts] = np.arange(len(prompts))
+    members = np.concatenate([prompts, branches])
+    row = np.concatenate([row_of[prompts], row_of[batch.parent[branches]]])
+    limits = np.concatenate([np.zeros_like(prompts), batch.shared[branches]])
+    starts = batch.offsets[members] + np.where(np.arange(len(members)) < len(prompts), prefix, limits)
+    lengths = batch.offsets[members + 1] - starts
+
+    order = np.argsort(row, kind="stable")  # a row's prompt, then its branches
+    before = np.zeros(len(members), dtype=np.int64)
+    before[order] = np.cumsum(lengths[order]) - lengths[order]  # tokens of earlier members, whatever their row
+    first_column = before - before[row]
+    segments = np.repeat(np.arange(len(members)), lengths)
+    within = np.arange(len(segments)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    rows, columns = row[segments], first_column[segments] + within
+    shape = len(prompts), int(columns.max()) + 1
+    flat, position, limit = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    segment = np.full(shape, -1, dtype=np.int64)
+    flat[rows, columns] = starts[segments] + within
+    position[rows, columns] = starts[segments] + within - batch.offsets[members[segments]]
+    limit[rows, columns] = limits[segments]
+    segment[rows, columns] = segments
+    out = batch.out_positions[members] - starts[:, None] + first_column[:, None]
+    return _Tree(flat=flat, segment=segment, position=position, limit=limit, row=row, out=out)
 
 
 def _positions(start: int, length: int, device: torch.device) -> Tensor:

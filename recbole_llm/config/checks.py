@@ -12,6 +12,7 @@ from typing import Any
 from recbole_llm import registry
 from recbole_llm.config.schema import (
     Key,
+    forms_of,
     known_keys,
     llm_keys,
     read_schema,
@@ -373,6 +374,15 @@ def _check_training(config: Any, settings: Mapping, model: str, model_class: typ
             f"warmup_steps must be a whole number of steps, or below 1 their share of all steps, not "
             f"{settings['warmup_steps']} ({origin_of(config, 'warmup_steps')})."
         )
+
+    if _ours(config) and settings["train_targets"] == "window":
+        form = settings.get("recommend_by") or next(iter(forms_of(model)), None)
+        if form != "retrieval":
+            raise UserError(
+                f"train_targets: window is for models that recommend by retrieval, and {model} "
+                f"{f'is asked by {form}' if form else 'is asked in a way of its own'}; take last or all "
+                f"({origin_of(config, 'train_targets')})."
+            )
 
     arguments, where = settings.get("train_neg_sample_args"), origin_of(config, "train_neg_sample_args")
     none = arguments in (None, "None") or arguments.get("distribution") in (None, "None", "none")

@@ -36,7 +36,7 @@ from recbole_llm.data.sequences import gather_windows
 from recbole_llm.errors import UserError, closest, printable
 
 TIMESTAMP_FORMATS = ("auto", "unix", "unix_ms", "none")
-TRAIN_TARGETS = ("last", "all")
+TRAIN_TARGETS = ("last", "window", "all")
 SHORTEST_HISTORY = 3  # a user needs an item to start from, one to train on and one to test on
 
 # What `timestamp_format: auto` takes for dates: 1990-01-01 to 2100-01-01, in seconds. Ranks (0, 1, 2, ...), scaled values in
@@ -94,9 +94,9 @@ class TextSequentialDataset(SequentialDataset):
 
     Configuration keys beside RecBole's: ``item_text`` (fields of the ``.item`` file, default ``title``),
     ``item_text_separator`` (default ``", "``), ``item_representation`` (title or id; default title), ``timestamp_format``
-    (auto, unix, unix_ms or none; default auto), ``train_targets`` (last or all; default all), ``like_threshold``: where it
-    is set, ratings are read too; and ``shuffle_training``: where it is set, each user's training sequence is put into another
-    order, once, drawn from ``seed``; histories and targets of validation and test stay as they are.
+    (auto, unix, unix_ms or none; default auto), ``train_targets`` (last, window or all; default all), ``like_threshold``: where
+    it is set, ratings are read too; and ``shuffle_training``: where it is set, each user's training sequence is put into
+    another order, once, drawn from ``seed``; histories and targets of validation and test stay as they are.
 
     Attributes:
         item_texts (list[str]): text of each item by internal id, cleaned and whole (see ``atomic.clean_text``); ``""`` for
@@ -526,8 +526,8 @@ class TextSequentialDataset(SequentialDataset):
     def build(self) -> list[TextSequentialDataset]:
         """Return the train, valid and test splits, as RecBole makes them.
 
-        With ``train_targets: last`` the train split has one row per user, the user's last training item; ``train.all_rows``
-        keeps them all. All splits share item texts, users' items and the fingerprint.
+        With ``train_targets: last``, and with ``window``, the train split has one row per user, the user's last training item;
+        ``train.all_rows`` keeps them all. All splits share item texts, users' items and the fingerprint.
         """
         targets = self.config["train_targets"] or "all"  # read here: the same dataset may be split for each of them
         if targets not in TRAIN_TARGETS:
@@ -536,7 +536,7 @@ class TextSequentialDataset(SequentialDataset):
         self._check_splits({"train": train, "valid": valid, "test": test})
 
         all_rows = train
-        if targets == "last":
+        if targets != "all":
             users = all_rows.inter_feat[self.uid_field]
             last = torch.zeros(self.user_num, dtype=torch.long)
             # Of a user's rows the last in the split is the latest. (Highest row number: an index may repeat.)

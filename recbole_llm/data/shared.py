@@ -24,7 +24,7 @@ class SharedData:
     def train(self, config: Config) -> TextSequentialDataset:
         """The training split with the targets that ``config["train_targets"]`` asks for."""
         last = self._build(config)[0]
-        return last if config["train_targets"] == "last" else last.all_rows
+        return last.all_rows if config["train_targets"] == "all" else last
 
     def _build(self, config: Config) -> list[TextSequentialDataset]:
         seed = config["seed"] if config["shuffle_training"] else None  # it draws the order

@@ -62,7 +62,9 @@ def sequence_anchor_loss(
     return loss.mean()
 
 
-def teacher_confidence(user: Tensor, candidates: Tensor, kind: str = "cosine") -> Tensor:
+def teacher_confidence(
+    user: Tensor, candidates: Tensor, kind: str = "cosine", left_out: Tensor | None = None
+) -> Tensor:
     """c_u = s(u_cf, t_cf): how sure the teacher is of the true next item (LLM-STAR section 3.3).
 
     The paper does not fix s, and a loss weight should not be negative, so that by default a cosine below 0 counts as 0.
@@ -72,6 +74,7 @@ def teacher_confidence(user: Tensor, candidates: Tensor, kind: str = "cosine") -
         candidates: the teacher's item vectors of the candidates, the target first, ``[B, C, d]``.
         kind: ``cosine`` (cut at 0), ``shifted`` ((1 + cosine) / 2), ``probability`` (softmax of the dot products over the
             candidates), ``raw`` (the dot product itself, unbounded), ``none`` (1).
+        left_out: candidates that do not count, bool ``[B, C]``; None: all count.
 
     Returns:
         ``[B]``, without gradient; in [0, 1] for every kind but ``raw``.
@@ -83,6 +86,9 @@ def teacher_confidence(user: Tensor, candidates: Tensor, kind: str = "cosine") -
         if kind == "raw":
             return similarity(user, target, "dot")
         if kind == "probability":
-            return torch.softmax(torch.einsum("bd,bcd->bc", user, candidates), dim=-1)[:, 0]
+            scores = torch.einsum("bd,bcd->bc", user, candidates)
+            if left_out is not None:
+                scores = scores.masked_fill(left_out, float("-inf"))
+            return torch.softmax(scores, dim=-1)[:, 0]
         cosine = similarity(user, target, "cosine")
         return cosine.clamp(min=0.0) if kind == "cosine" else (1.0 + cosine) / 2.0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from recbole.config import Config
 from recbole.data.interaction import Interaction
 from torch import Tensor
@@ -18,7 +19,6 @@ from torch import Tensor
 from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.loss.distillation import distillation_loss
-from recbole_llm.loss.retrieval import retrieval_loss
 from recbole_llm.loss.uniformity import uniformity_loss
 from recbole_llm.recommender.heads import projection
 from recbole_llm.recommender.llm_recommender import LLMRecommender
@@ -58,14 +58,16 @@ class LLMSRec(LLMRecommender):
         settings = self.settings
         # Equation 1: the target against its negatives.
         users = self.represent_users(interaction)  # f_user(h_U)
-        scores = self.score_candidates(users, self.training_candidates(interaction))
+        retrieval, _ = self.draw_candidates(interaction).retrieval(self, users)
 
         # Equation 2: the student's representation towards the teacher's, O_u.
-        teacher_users = self.teacher_head(self.teacher.represent(interaction))  # f_CF-user(O_u)
+        ends = self.window_ends(interaction)
+        teacher_users = self.teacher_head(self.teacher.represent_windows(interaction, ends))  # f_CF-user(O_u)
         distillation = distillation_loss(
             users, teacher_users, settings.distill_loss, settings.mse_reduction, settings.distill_temperature
         )
 
         # Equation 3: neither side may let all users look the same.
-        uniformity = uniformity_loss(users) + uniformity_loss(teacher_users)
-        return retrieval_loss(scores), settings.distill_weight * distillation, settings.uniform_weight * uniformity
+        last = np.unique(ends)  # one representation of each user
+        uniformity = uniformity_loss(users[last]) + uniformity_loss(teacher_users[last])
+        return retrieval, settings.distill_weight * distillation, settings.uniform_weight * uniformity

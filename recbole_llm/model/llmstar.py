@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
@@ -16,7 +17,6 @@ from torch import Tensor
 from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.perturbation import draw_negatives
-from recbole_llm.loss.retrieval import retrieval_loss
 from recbole_llm.loss.sequence_anchor import sequence_anchor_loss, teacher_confidence
 from recbole_llm.recommender.heads import projection
 from recbole_llm.recommender.llm_recommender import LLMRecommender
@@ -69,29 +69,30 @@ class LLMSTAR(LLMRecommender):
         )
 
     def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
-        settings, candidates = self.settings, self.training_candidates(interaction)
+        settings, candidates = self.settings, self.draw_candidates(interaction)
         if settings.beta == 0:  # ablation (a): no anchors, and no cost of them
-            return (retrieval_loss(self.score_candidates(self.represent_users(interaction), candidates)),)
+            return (candidates.retrieval(self, self.represent_users(interaction))[0],)
 
-        # Section 3.2: the history and its multi-scale perturbations, encoded together (they share their beginnings).
-        histories = self.histories(interaction)
-        perturbed, parents = draw_negatives(histories.items, histories.lengths, self.rng, **self.perturbations)
-        representations = self.represent_prompts(self.prompts.perturbed_prompts(histories, perturbed, parents))
+        # Section 3.2: the history and its multi-scale perturbations, encoded together (they share their beginnings). Of a
+        # window the whole history alone has anchors.
+        histories, last = self.histories(interaction), np.unique(self.window_ends(interaction))
+        perturbed, parents = draw_negatives(histories.items[last], histories.lengths[last], self.rng, **self.perturbations)
+        representations = self.represent_prompts(self.prompts.perturbed_prompts(histories, perturbed, last[parents]))
         users, negatives = representations.split([len(histories.lengths), len(parents)])
         if not settings.negative_grad:
             negatives = negatives.detach()
 
         # Equation 1.
-        retrieval = retrieval_loss(self.score_candidates(users, candidates))
+        retrieval, _ = candidates.retrieval(self, users)
 
         # The positive anchor u_pos, and section 3.3: how sure the teacher is of the true next item.
-        teacher_users = self.teacher.represent(interaction)  # u_cf
-        candidate_vectors = self.teacher.item_vectors[torch.from_numpy(candidates).to(users.device)]
-        confidence = teacher_confidence(teacher_users, candidate_vectors, settings.confidence)
+        teacher_users = self.teacher.represent(interaction[torch.from_numpy(last)])  # u_cf
+        items, left_out = (torch.from_numpy(table).to(users.device) for table in candidates.of_rows(last))
+        confidence = teacher_confidence(teacher_users, self.teacher.item_vectors[items], settings.confidence, left_out)
 
         # Equation 3.
         sequence = sequence_anchor_loss(
-            users,
+            users[last],
             self.user_adapter(teacher_users),
             negatives,
             torch.from_numpy(parents).to(users.device),

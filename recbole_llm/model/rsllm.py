@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
-from recbole_llm.loss.retrieval import retrieval_loss
 from recbole_llm.loss.two_tower import contrastive_loss
 from recbole_llm.recommender.generation import GenerationForm
 from recbole_llm.recommender.heads import perceptron
@@ -80,12 +79,10 @@ class RetrievalTowers(RetrievalForm):
         """L_retrieval and beta L_U, which is left out where its weight is 0."""
         model, beta = self.model, self.model.settings.beta
         users = model.represent_users(interaction)
-        candidates = model.training_candidates(interaction)
-        items = model.represent_candidates(candidates)
-        retrieval = retrieval_loss(torch.einsum("bd,bcd->bc", users, items))
+        retrieval, targets = model.draw_candidates(interaction).retrieval(model, users)
         if not beta:
             return (retrieval,)
-        return retrieval, beta * model.align(users, items[:, 0], candidates[:, 0])
+        return retrieval, beta * model.align(users, targets, interaction[model.POS_ITEM_ID].cpu().numpy())
 
 
 class RSLLM(LLMRecommender):

@@ -32,8 +32,9 @@ class PromptBatch:
         out_positions: flat positions of the out tokens int64 ``[N, out_tokens]``. Where prompts differ in their number of out
             tokens, ``[N, most of a prompt]``: one that has fewer repeats its last.
         header_length: leading tokens that all prompts have in common.
-        parent: for a perturbed prompt the prompt whose beginning it shares, else -1; int64 ``[N]``.
-        shared: how many leading tokens a perturbed prompt has in common with its parent, header included; int64 ``[N]``.
+        parent: for a perturbed prompt, and for one of a part of another's history, the prompt whose beginning it shares, which
+            has no parent itself; else -1; int64 ``[N]``.
+        shared: how many leading tokens such a prompt has in common with its parent, header included; int64 ``[N]``.
         pooled: start and end, within the prompt, of the part of each prompt whose hidden states can be averaged: the
             history, or the item; int64 ``[N, 2]``. None: prompts without such a part.
     """

@@ -139,18 +139,21 @@ class PromptBuilder:
             header_length=self._header_tokens["item"],
         )
 
-    def select_histories(self, history: np.ndarray, lengths: np.ndarray, timestamps: np.ndarray | None) -> Histories:
+    def select_histories(
+        self, history: np.ndarray, lengths: np.ndarray, timestamps: np.ndarray | None, shown: np.ndarray | None = None
+    ) -> Histories:
         """Choose the items of each history that its prompt shows: the latest that fit.
 
         Args:
             history: item ids int64 ``[B, L]``, right padded with 0, oldest first.
             lengths: items in each history int64 ``[B]``, at least 1.
             timestamps: float64 ``[B, L]``, or None.
+            shown: the most items of each row, int64 ``[B]``, at least 1; None: as the settings say.
         """
         history, lengths = np.asarray(history, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
         rows = len(lengths)
         most = min(self.settings.history_length, history.shape[1])
-        count = np.minimum(lengths, most)
+        count = np.minimum(lengths, most if shown is None else np.minimum(most, shown))
         column = np.arange(most)
         source = np.clip((lengths - count)[:, None] + column, 0, history.shape[1] - 1)
         inside = column < count[:, None]
@@ -175,7 +178,11 @@ class PromptBuilder:
         return Histories(items=items, lengths=kept, dates=dates)
 
     def user_prompts(self, histories: Histories) -> PromptBatch:
-        """Build the prompt of each history (see :meth:`select_histories`)."""
+        """Build the prompt of each history (see :meth:`select_histories`).
+
+        One that the next row's history continues shares its beginning with it, and so a window of histories, each one item
+        longer than the one before, with the longest of them.
+        """
         return self._user_prompts(histories, histories.items, np.arange(len(histories.lengths)))
 
     def perturbed_prompts(self, histories: Histories, items: np.ndarray, parents: np.ndarray) -> PromptBatch:
@@ -218,6 +225,11 @@ class PromptBuilder:
 
         parent = np.full(total, -1, dtype=np.int64)
         shared = np.zeros(total, dtype=np.int64)
+        if not self.settings.user_vector:  # which differs, ahead of the history, from one prefix to the next
+            parent[:originals] = histories.longest(but_not=parents[originals:])
+            nested = np.flatnonzero(parent[:originals] >= 0)
+            joint_piece = nested * pieces.shape[1] + before + (lengths[nested] - 1) * entry_pieces + 5
+            shared[nested] = starts[joint_piece] - offsets[nested]
         if total > originals:
             perturbed = np.arange(originals, total)
             parent[perturbed] = parents[perturbed]
@@ -250,3 +262,16 @@ class Histories:
     items: np.ndarray
     lengths: np.ndarray
     dates: np.ndarray
+
+    def longest(self, but_not: np.ndarray) -> np.ndarray:
+        """For a history that the next row's continues, the last row of such a chain; else -1; int64 ``[B]``.
+
+        Args:
+            but_not: rows that stay on their own, int64.
+        """
+        inside = np.arange(self.items.shape[1]) < self.lengths[:-1, None]
+        same = (self.items[:-1] == self.items[1:]) & (self.dates[:-1] == self.dates[1:])
+        continued = np.append((same | ~inside).all(axis=1) & (self.lengths[:-1] < self.lengths[1:]), False)
+        continued[but_not] = False
+        ends = np.flatnonzero(~continued)
+        return np.where(continued, ends[np.searchsorted(ends, np.arange(len(continued)))], -1)

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
+from recbole_llm.data.windows import SHOWN, TrainingWindows, window_ends
 from recbole_llm.errors import UserError
 from recbole_llm.prompt.batch import PromptBatch
 from recbole_llm.prompt.retrieval import Histories
 from recbole_llm.recommender.base import BackboneRecommender
+from recbole_llm.recommender.candidates import OwnCandidates, SharedCandidates, SharedDraw
 from recbole_llm.recommender.form import Form
 from recbole_llm.recommender.generation import GenerationForm
 from recbole_llm.recommender.heads import projection
@@ -36,6 +38,9 @@ class LLMRecommenderSettings:
     model: str
     recommend_by: str | None
     train_negatives: int
+    negatives: str | None
+    train_targets: str
+    history_length: int
     item_projection_hidden_size: int | None
 
 
@@ -74,6 +79,7 @@ class LLMRecommender(BackboneRecommender):
         super().__init__(config, dataset)
         self.user_items = dataset.user_items
         self.train_negatives = settings.train_negatives
+        self._shared_draw = self._draw_of(settings, dataset) if settings.negatives == "in_batch" else None
         self.item_projection_hidden_size = settings.item_projection_hidden_size or self.backbone.input_size
         if self.has_item_vectors:
             self.item_projection = self._item_projection()  # f_I
@@ -84,6 +90,14 @@ class LLMRecommender(BackboneRecommender):
         self.form = form(self, config, dataset)
         self.form.prepare()
         self.loss_names = self.loss_names or self.form.loss_names
+
+    def _draw_of(self, settings: LLMRecommenderSettings, dataset: TextSequentialDataset) -> SharedDraw:
+        rows, weights = dataset.inter_feat, None
+        if settings.train_targets == "window":
+            rows = dataset.all_rows.inter_feat
+            weights = TrainingWindows(dataset, min(settings.history_length, dataset.max_item_list_len)).coverage()
+        counts = np.bincount(rows[self.POS_ITEM_ID].numpy(), weights=weights, minlength=dataset.item_num).astype(float)
+        return SharedDraw(dataset.user_items, counts, 1 / len(dataset.inter_feat), settings.train_negatives)
 
     def _form_named(self, settings: LLMRecommenderSettings) -> type[Form]:
         name = settings.recommend_by or next(iter(self.forms))
@@ -154,7 +168,9 @@ class LLMRecommender(BackboneRecommender):
     def histories(self, interaction: Interaction) -> Histories:
         """The part of each row's history that its prompt shows."""
         times = interaction[self.time_list_field] if self.time_list_field in interaction else None
-        return self.prompts.select_histories(*self.history_items(interaction), None if times is None else times.cpu().numpy())
+        shown = interaction[SHOWN].cpu().numpy() if SHOWN in interaction else None
+        times = None if times is None else times.cpu().numpy()
+        return self.prompts.select_histories(*self.history_items(interaction), times, shown)
 
     def represent_items(self, items: np.ndarray) -> Tensor:
         """f_item(h_I) of internal item ids int64 ``[n]``: float32 ``[n, d']``."""
@@ -183,10 +199,6 @@ class LLMRecommender(BackboneRecommender):
         representations = self.represent_items(items)
         return representations[torch.from_numpy(position.reshape(candidates.shape)).to(representations.device)]
 
-    def score_candidates(self, users: Tensor, candidates: np.ndarray) -> Tensor:
-        """s(u, i) with gradient for each user's candidates int64 ``[B, C]``: ``[B, C]``."""
-        return torch.einsum("bd,bcd->bc", users, self.represent_candidates(candidates))
-
     # Training
 
     def training_candidates(self, interaction: Interaction, negatives: int | None = None) -> np.ndarray:
@@ -213,6 +225,18 @@ class LLMRecommender(BackboneRecommender):
                     chosen.append(item)
             candidates[row, 1:] = chosen
         return candidates
+
+    def draw_candidates(self, interaction: Interaction) -> OwnCandidates | SharedCandidates:
+        """What the targets of a step are compared with, as the key ``negatives`` says."""
+        if self._shared_draw is None:
+            return OwnCandidates(self.training_candidates(interaction))
+        users, targets = (interaction[field].cpu().numpy() for field in (self.USER_ID, self.POS_ITEM_ID))
+        units = len(np.unique(self.window_ends(interaction)))
+        return self._shared_draw(users, targets, units, self.rng)
+
+    def window_ends(self, interaction: Interaction) -> np.ndarray:
+        """For each row the last row of its window (``train_targets: window``), int64 ``[B]``; else each row is its own."""
+        return window_ends(interaction, self.USER_ID)
 
     def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
         """The weighted parts of the loss, scalars, named by ``loss_names``; their sum is minimized. Here: the form's."""

@@ -13,7 +13,6 @@ from torch import Tensor
 from recbole_llm.backbone.text import encode_text
 from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
-from recbole_llm.loss.retrieval import retrieval_loss
 from recbole_llm.prompt.pieces import Encode
 from recbole_llm.prompt.retrieval import PromptBuilder, PromptSettings
 from recbole_llm.recommender.form import Form
@@ -99,7 +98,7 @@ class RetrievalForm(Form):
     def loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
         """L_retrieval of a batch: the target against its negatives."""
         users = self.model.represent_users(interaction)
-        return (retrieval_loss(self.model.score_candidates(users, self.model.training_candidates(interaction))),)
+        return (self.model.draw_candidates(interaction).retrieval(self.model, users)[0],)
 
     @torch.no_grad()
     def score(self, interaction: Interaction, candidates: Tensor | None) -> Tensor:

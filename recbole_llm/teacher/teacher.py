@@ -9,6 +9,7 @@ import hashlib
 from logging import getLogger
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
@@ -81,6 +82,27 @@ class Teacher(nn.Module):
     def represent(self, rows: Interaction) -> Tensor:
         """The teacher's user representation of each row, float32 ``[B, d]``."""
         return USER_STATE.get(self.name, _sequence_state)(self.model, self._as_read(rows)).float()
+
+    @torch.no_grad()
+    def represent_windows(self, rows: Interaction, ends: np.ndarray) -> Tensor:
+        """The teacher's user representation at every position of windows, float32 ``[B, d]``.
+
+        A causal teacher gives them in one pass over the history of each window's last row; of a history longer than the
+        teacher reads, an earlier position then sees fewer items than :meth:`represent` of its row does.
+
+        Args:
+            rows: the rows of windows, one after the other, each one item longer than the one before.
+            ends: for each row the last row of its window, int64 ``[B]``.
+        """
+        last, window = np.unique(ends, return_inverse=True)
+        read = self._as_read(rows[torch.from_numpy(last)])
+        lengths = read[self.model.ITEM_SEQ_LEN]
+        window = torch.from_numpy(window).to(lengths.device)
+        place = lengths[window] - 1 - torch.from_numpy(ends - np.arange(len(ends))).to(lengths.device)
+        if len(last) == len(ends) or self.name not in stock.CAUSAL_MODELS or (place < 0).any():
+            return self.represent(rows)
+        with stock.all_positions(self.model):
+            return self.model.forward(read[self.model.ITEM_SEQ], lengths)[window, place].float()
 
     def _as_read(self, rows: Interaction) -> Interaction:
         """The rows with their histories as long as the teacher reads them: the latest items, or padded on the right."""

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from recbole_llm import checkpoint
 from recbole_llm.backbone.lora import merged_adapter
 from recbole_llm.config.settings import select
+from recbole_llm.data.windows import TrainingWindows
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
 from recbole_llm.recommender.base import Recommender
@@ -42,6 +43,8 @@ from recbole_llm.trainer.checkpoint import (
     save_weights,
 )
 
+WINDOW_STREAM = 1000  # of an epoch's randomness: the starts of windows, beside the order of rows; above the number of any stage
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -51,6 +54,8 @@ class TrainingSettings:
     dataset: str
     seed: int
     eval_step: float
+    train_targets: str
+    history_length: int
     train_batch_size: int
     accumulation_steps: int
     adam_betas: list[float]
@@ -159,6 +164,10 @@ class LLMTrainer(CandidateEvaluation, Trainer):
             self._save_best(folder)
             self._finish(folder)
             return self.best_valid_score, self.best_valid_result
+        windows = None
+        if self.settings.train_targets == "window":
+            dataset = train_data._dataset
+            windows = TrainingWindows(dataset, min(self.settings.history_length, dataset.max_item_list_len))
         order, stop = None, False
         sums, counted = np.zeros(0), 0
         tokens_before, mark = self.model.tokens_read, time.perf_counter()
@@ -167,9 +176,12 @@ class LLMTrainer(CandidateEvaluation, Trainer):
             epoch, position = divmod(self.step, steps_per_epoch)
             if order is None or position == 0:
                 order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(rows))
-            batch = torch.from_numpy(order[position * batch_size : (position + 1) * batch_size])
+                if windows is not None:
+                    windows.draw(np.random.default_rng([self.settings.seed, epoch, WINDOW_STREAM]))
+            batch = order[position * batch_size : (position + 1) * batch_size]
             self.model.progress = self.step / total
-            parts = self._train_step(train_data, rows[batch], steps_per_epoch, accumulation)
+            inputs = rows[torch.from_numpy(batch)] if windows is None else windows.rows(batch)
+            parts = self._train_step(train_data, inputs, steps_per_epoch, accumulation)
             self.step += 1
             sums = parts if counted == 0 else sums + parts
             counted += 1

@@ -154,3 +154,100 @@ def test_titles_with_special_tokens_are_plain_text(backbone):
     tokens = batch.tokens[batch.header_length :]
     assert not set(tokens.tolist()) & set(backbone.tokenizer.all_special_ids)
     assert (tokens < 0).sum() == 2  # one slot, one out token
+
+
+def window_batch(prompts):
+    """Windows of 10, 4 and 1 items, row by row one item longer; a longest title in between."""
+    rng = np.random.default_rng(4)
+    rows = [(window, length) for window, longest in enumerate((10, 4, 1)) for length in range(1, longest + 1)]
+    windows, times = rng.integers(1, 31, (3, 10)), rng.integers(1, 28, (3, 10)).astype(float)
+    which, lengths = np.array(rows).T
+    items = np.where(np.arange(10) < lengths[:, None], windows[which], 0)
+    return prompts.select_histories(items, lengths, times[which])
+
+
+def alone(batch, n):
+    """Prompt n as a batch of its own, row by row as the encoder would be given it without a window."""
+    return batch.tokens[batch.offsets[n] : batch.offsets[n + 1]]
+
+
+@pytest.mark.parametrize("path", ["all", "small micro-batches", "recompute", "prefix", "header apart"])
+@pytest.mark.parametrize("branch_tokens", [64, 0])
+def test_prompts_of_a_window_share_its_longest_and_equal_separate_ones(backbone, path, branch_tokens):
+    prompts = prompts_of(backbone, out_tokens=2)
+    batch = prompts.user_prompts(window_batch(prompts))
+    assert (batch.parent >= 0).sum() == 9 + 3 and set(batch.parent[batch.parent >= 0]) == {9, 13}
+    hidden, gradient, _, _ = encode(backbone, batch, **PLAIN)
+    settings = {"header apart": {"share_header": False}}.get(path) or FAST.get(path)
+    fast_hidden, fast_gradient, _, encoder = encode(backbone, batch, **settings, branch_tokens=branch_tokens)
+    assert hidden.abs().max() > 0.1 and gradient.abs().max() > 1e-3
+    torch.testing.assert_close(fast_hidden, hidden, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(fast_gradient, gradient, rtol=1e-3, atol=2e-5)
+    assert encoder.counts.computed < (1.0 if path == "recompute" else 0.5) * batch.lengths.sum()
+
+
+def test_a_window_whose_prompts_drop_items_shares_what_is_the_same(backbone):
+    """Where the budget drops the oldest items, a shorter prompt of the window still begins with them."""
+    prompts = prompts_of(backbone, max_prompt_tokens=400)
+    histories = window_batch(prompts)
+    assert (histories.lengths[:10] < np.arange(1, 11)).any(), "items are dropped"
+    batch = prompts.user_prompts(histories)
+    for n in np.flatnonzero(batch.parent >= 0):
+        whole, part, shared = alone(batch, batch.parent[n]), alone(batch, n), batch.shared[n]
+        assert (whole[:shared] == part[:shared]).all() and shared < len(part)
+    assert set(batch.parent[:10]) != {-1}, "something is shared"
+    hidden, gradient, _, _ = encode(backbone, batch, **PLAIN)
+    fast_hidden, fast_gradient, _, _ = encode(backbone, batch)
+    torch.testing.assert_close(fast_hidden, hidden, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(fast_gradient, gradient, rtol=1e-3, atol=2e-5)
+
+
+def test_prompts_of_a_window_are_those_of_their_histories(backbone):
+    """Each is built again alone: ranks, dates and all."""
+    prompts = prompts_of(backbone)
+    histories = window_batch(prompts)
+    batch = prompts.user_prompts(histories)
+    for n in range(len(batch)):
+        one = prompts.user_prompts(type(histories)(*(table[n : n + 1] for table in vars(histories).values())))
+        assert one.parent[0] == -1 and (alone(batch, n) == one.tokens).all()
+
+
+def test_a_window_and_its_perturbed_end_equal_separate_prompts(backbone):
+    from recbole_llm.data.perturbation import draw_negatives
+
+    prompts = prompts_of(backbone)
+    histories, last = window_batch(prompts), np.array([9, 13, 14])
+    items, parents = draw_negatives(histories.items[last], histories.lengths[last], np.random.default_rng(1))
+    batch = prompts.perturbed_prompts(histories, items, last[parents])
+    assert (batch.parent[batch.parent >= 0][:, None] == last).any(axis=1).all()
+    hidden, gradient, _, _ = encode(backbone, batch, **PLAIN)
+    for settings in ({}, {"branch_tokens": 0}, {"branch_tokens": 10**6}, {"micro_batch_tokens": 300, "call_cost": 5}):
+        fast_hidden, fast_gradient, _, _ = encode(backbone, batch, **settings)
+        torch.testing.assert_close(fast_hidden, hidden, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(fast_gradient, gradient, rtol=1e-3, atol=2e-5)
+
+
+def test_a_history_that_goes_on_in_the_next_row_keeps_its_perturbed_prompts(backbone):
+    """A prompt that others share cannot itself stand in the row of another."""
+    prompts = prompts_of(backbone)
+    histories = window_batch(prompts)
+    batch = prompts.perturbed_prompts(histories, histories.items[[8]], np.array([8]))
+    assert batch.parent[8] == -1 and batch.parent[-1] == 8 and batch.parent[7] == 8
+
+
+def test_another_date_or_item_is_another_history(backbone):
+    prompts = prompts_of(backbone)
+    items, times = np.array([[3, 0, 0], [3, 4, 0], [3, 4, 5]]), np.array([[1.0, 0, 0], [1, 2, 0], [1, 2, 3]])
+
+    def parents(items, times):
+        return prompts.user_prompts(prompts.select_histories(items, np.array([1, 2, 3]), times)).parent.tolist()
+
+    assert parents(items, times) == [2, 2, -1]
+    assert parents(items, times + [[0], [1], [0]]) == [-1, -1, -1]
+    items[1, 0] = 6
+    assert parents(items, times) == [-1, -1, -1]
+
+
+def test_prompts_that_begin_with_the_users_vector_share_nothing(backbone):
+    prompts = prompts_of(backbone, user_vector=True)
+    assert (prompts.user_prompts(window_batch(prompts)).parent == -1).all()

@@ -194,6 +194,37 @@ def test_tails_that_share_a_prefix_equal_whole_rows(folders, name, kernel):
     close(hidden[0, 11:], reference(input_ids=torch.cat([prefix, b], dim=1)).last_hidden_state[0, 6:])
 
 
+@pytest.mark.parametrize(("name", "kernel"), CASES)
+def test_prompts_of_a_window_in_one_row_equal_separate_ones(folders, name, kernel):
+    """trunk | tail | tail, as the encoder lays them out: in value and in gradient, whatever the architecture."""
+    from recbole_llm.prompt.batch import OUT_TOKEN, SLOT_TOKEN, PromptBatch
+
+    ids = token_ids(40).numpy().astype(np.int32)
+    header, items, request = ids[:3], np.split(ids[3:24], 3), np.append(ids[24:29], OUT_TOKEN)
+    items = [np.append(item, SLOT_TOKEN) for item in items]  # 8 tokens each, more than a sliding window
+    prompts = [np.concatenate([header, *items[:count], request]) for count in (1, 2, 3)] + [np.append(header, request)]
+    batch = PromptBatch.build(
+        tokens=np.concatenate(prompts).astype(np.int32),
+        offsets=np.cumsum([0, *map(len, prompts)]),
+        slot_items=np.array([5, 5, 6, 5, 6, 7]),
+        out_tokens=1,
+        header_length=3,
+        parent=np.array([2, 2, -1, -1]),
+        shared=np.array([3 + 8, 3 + 16, 0, 0]),
+    )
+    backbone, found = shared(folders[name], kernel), []
+    for shares in (True, False):
+        vectors = torch.randn(4, backbone.input_size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        settings = EncoderSettings(share_prefix=shares, share_header=shares, micro_batch_tokens=8192 if shares else 1)
+        encoder = PromptEncoder(backbone, settings)
+        hidden = encoder(batch, vectors)
+        (hidden * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+        found.append((hidden.detach(), vectors.grad, encoder.counts))
+    assert found[0][2].computed - found[0][2].padding == 24 + 6 + 6 + 6 + 6
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("explicit_mask", [False, True])
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_prefix_and_tail_through_the_cache_equal_one_piece(folders, name, explicit_mask):

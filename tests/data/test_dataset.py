@@ -199,7 +199,7 @@ def test_a_split_without_validation_rows(shop):
 
 
 def test_unknown_train_targets(shop):
-    with pytest.raises(UserError, match="the key train_targets is 'first': set it to one of last, all"):
+    with pytest.raises(UserError, match="the key train_targets is 'first': set it to one of last, window, all"):
         shop(train_targets="first").build()
 
 

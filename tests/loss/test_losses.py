@@ -92,3 +92,22 @@ def test_teacher_confidence(kind, expected):
     target = torch.tensor([[0.6, 0.8], [-2.0, 0.0]])
     candidates = torch.stack([target, torch.tensor([[0.0, 1.0], [0.0, 3.0]])], dim=1)
     assert teacher_confidence(user, candidates, kind).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_in_batch_by_hand():
+    from recbole_llm.loss.in_batch import in_batch_loss
+
+    # Candidates a, b, c, which are there with probabilities 1/2, 1/4 and 1. Row 0: target a, b is left out: e^s / c is
+    # 3 / (1/2) = 6 for a and 2 for c. Row 1: target c, itself among what is known: 4 for a, 4 for b, 2 for c.
+    scores = torch.log(torch.tensor([[3.0, 99.0, 2.0], [2.0, 1.0, 2.0]]))
+    left_out = torch.tensor([[True, True, False], [False, False, True]])
+    log_counts = torch.log(torch.tensor([0.5, 0.25, 1.0]))
+    loss = in_batch_loss(scores, torch.tensor([0, 2]), left_out, log_counts)
+    assert loss.item() == pytest.approx(-(math.log(6 / 8) + math.log(2 / 10)) / 2)
+    assert in_batch_loss(scores[:1], torch.tensor([0]), torch.ones(1, 3, dtype=torch.bool), log_counts).item() == 0.0
+
+
+def test_confidence_leaves_out_candidates():
+    user, candidates = torch.ones(1, 1), torch.log(torch.tensor([[[3.0], [1.0], [50.0]]]))
+    left_out = torch.tensor([[False, False, True]])
+    assert teacher_confidence(user, candidates, "probability", left_out).item() == pytest.approx(3 / 4)

@@ -220,7 +220,8 @@ def test_by_retrieval_users_and_targets_are_aligned(make_model):
     users, candidates = model.represent_users(rows), model.training_candidates(rows)
     targets = model.represent_items(candidates[:, 0])
     user = 0.4 * contrastive_loss(users, targets, torch.from_numpy(candidates[:, 0]))
-    expected = torch.stack([retrieval_loss(model.score_candidates(users, candidates)), user])
+    scores = torch.einsum("bd,bcd->bc", users, model.represent_candidates(candidates))
+    expected = torch.stack([retrieval_loss(scores), user])
     torch.testing.assert_close(torch.stack(losses), expected)
     assert model.loss_names == ("retrieval", "user")
     tokens = model.prompts.item_prompts(np.array([3])).tokens
