@@ -211,7 +211,8 @@ def recommend(argv: Sequence[str]) -> int:
     settings = parse_command_line(argv)
     moved = {"data_path", "teacher_checkpoint", "pretrained", "backbone"}
     moved |= {"endpoint_url", "endpoint_model", "endpoint_key_variable"}
-    known = {"checkpoint", "user", "users", "history", "candidates", "topk", "exclude_history", "format", "output", "help"}
+    known = {"checkpoint", "user", "users", "history", "unknown_titles", "candidates", "topk", "exclude_history"}
+    known |= {"format", "output", "help"}
     _refuse_unknown(settings, known | moved)
     if settings.get("help"):
         print(USAGE, end="")
@@ -242,6 +243,7 @@ def recommend(argv: Sequence[str]) -> int:
         topk=settings.get("topk", 10),
         filter="history" if settings.get("exclude_history", True) else None,
         candidates=[candidates] if isinstance(candidates, str) else candidates,
+        unknown_titles=str(settings.get("unknown_titles", "error")),
     )
     if output is not None:
         answers.write(str(output), asked, found)

@@ -19,6 +19,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_llm import checkpoint, registry
+from recbole_llm.data.atomic import clean_text
 from recbole_llm.errors import UserError, closest
 from recbole_llm.evaluation.stock_scores import stock_scores
 from recbole_llm.loading import load_data_and_model
@@ -81,6 +82,7 @@ class TrainedRecommender:
         self._score = self.model.score if registry.is_ours(self.config["model"]) else stock_scores(self.model)
         self._tokens = self.dataset.field2id_token[self.dataset.iid_field]
         self._items_by_title: dict[str, int] | None = None
+        self._texts: dict[str, int] = {}
         self._is_ready = False
 
     def __repr__(self) -> str:
@@ -93,6 +95,7 @@ class TrainedRecommender:
         topk: int = 10,
         filter: str | Filter | None = "history",
         candidates: Sequence[str] | None = None,
+        unknown_titles: str = "error",
     ) -> list[list[Recommendation]]:
         """Return the best items for each user or each history, best first.
 
@@ -105,6 +108,8 @@ class TrainedRecommender:
                 says of each item whether it may be recommended.
             candidates: titles or ids of the items to choose from; None: all items. A model that generates titles must be
                 given some: they stand in its prompt.
+            unknown_titles: what a title in a history is that no item has: an ``error``, or ``text``, which the LLM reads in the
+                prompt like any title, but without a vector.
 
         Raises:
             UserError: an unknown user, title or id; both or neither of users and histories; a model that cannot do this.
@@ -123,7 +128,10 @@ class TrainedRecommender:
             assert histories is not None
             self._check_needs_no_user()
             given = [histories] if histories and all(isinstance(entry, str) for entry in histories) else histories
-            sequences = [self._sequence_of_titles(history) for history in given]  # type: ignore[arg-type]
+            if unknown_titles not in ("error", "text"):
+                raise UserError(f"unknown_titles is {unknown_titles!r}: give error or text.")
+            as_text = unknown_titles == "text"
+            sequences = [self._sequence_of_titles(history, as_text) for history in given]  # type: ignore[arg-type]
             user_ids = torch.zeros(len(sequences), dtype=torch.long)
         allowed = self._allowed(filter)
         chosen = None if candidates is None else self._items_of(candidates, "candidates")
@@ -133,7 +141,7 @@ class TrainedRecommender:
             scores = self._scores_of(sequences[part], user_ids[part], chosen)
             for (items, _), row in zip(sequences[part], scores, strict=True):
                 if filter == "history":
-                    row[torch.from_numpy(np.unique(items))] = float("-inf")
+                    row[torch.from_numpy(items[items < self.model.n_items])] = float("-inf")
                 found.append(self._best(row.masked_fill(~allowed, float("-inf")), topk))
         return found
 
@@ -243,14 +251,14 @@ class TrainedRecommender:
         )
         return items.numpy(), times
 
-    def _sequence_of_titles(self, history: Sequence[str]) -> tuple[np.ndarray, Tensor]:
+    def _sequence_of_titles(self, history: Sequence[str], as_text: bool) -> tuple[np.ndarray, Tensor]:
         if not history:
             raise UserError("history: give at least one title.")
-        items = self._items_of(history, "history")
+        items = self._items_of(history, "history", as_text)
         return items, self._test.inter_feat[self._test.time_field].max().expand(len(items))
 
-    def _items_of(self, names: Sequence[str], key: str) -> np.ndarray:
-        """Internal ids of items given by title or id.
+    def _items_of(self, names: Sequence[str], key: str, as_text: bool = False) -> np.ndarray:
+        """Internal ids of items given by title or id; with ``as_text``, numbers of texts for titles that no item has.
 
         Raises:
             UserError: naming the nearest title.
@@ -263,12 +271,28 @@ class TrainedRecommender:
         items = []
         for name in names:
             item = self._items_by_title.get(_folded(name)) or by_id.get(str(name))
+            if not item and as_text:
+                item = self._number_of_text(str(name))
             if not item:
                 near = closest(str(name), self.dataset.item_texts[1:])
                 hint = f"; the nearest is {near!r}." if near else "."
                 raise UserError(f"{key}: {self.config['dataset']} has no item with the title or id {name!r}{hint}")
             items.append(item)
         return np.array(items, dtype=np.int64)
+
+    def _number_of_text(self, text: str) -> int:
+        """A number for a text that is no item of the data set, to stand in a history."""
+        form = getattr(self.model, "form", None)
+        if not isinstance(form, RetrievalForm) or self.model.has_user_vector:
+            what = "reads its teacher's vector of the user" if isinstance(form, RetrievalForm) else "reads items alone"
+            raise UserError(f"unknown_titles: {self.config['model']} {what}; name items only.")
+        cleaned = clean_text(text)
+        if not cleaned:
+            raise UserError("history: a title is empty.")
+        if cleaned not in self._texts:
+            self._texts[cleaned] = int(form.prompts.add_texts([cleaned])[0])
+            getLogger().warning("%r is no item of %s: the LLM reads it as text, without a vector", text, self.config["dataset"])
+        return self._texts[cleaned]
 
     def _check_needs_no_user(self) -> None:
         name = self.config["model"]

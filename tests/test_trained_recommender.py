@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -127,3 +128,27 @@ def test_models_without_sequences(tiny_settings):
         matrix.recommend(histories=[["i1"]])
     with pytest.raises(UserError, match="Pop keeps no weights"):
         recbole_llm.load(rows[1]["checkpoint"])
+
+
+def test_titles_that_no_item_has_stand_in_the_prompt_as_text(llm, caplog):
+    known = llm.history_of("u1")[-2:]
+    with pytest.raises(UserError, match="no item with the title or id 'Brand New Thing'"):
+        llm.recommend(histories=[[*known, "Brand New Thing"]])
+    (best,) = llm.recommend(histories=[[*known, "Brand New Thing"]], topk=3, unknown_titles="text")
+    assert len(best) == 3 and "'Brand New Thing' is no item of chain" in caplog.text
+    prompts = llm.model.prompts
+    number = llm._texts["Brand New Thing"]
+    items = np.array([[*llm._items_of(known, "history"), number]])
+    batch = prompts.user_prompts(prompts.select_histories(items, np.array([3]), None))
+    assert batch.slot_items.tolist() == items[0, :2].tolist(), "its slot is left out"
+    text = llm.model.backbone.tokenizer.decode(batch.tokens[batch.tokens >= 0])
+    assert 'Brand New Thing"' in text.replace(" ", " ") and number >= llm.model.n_items
+    (again,) = llm.recommend(histories=[[*known, "Brand New Thing"]], topk=3, unknown_titles="text")
+    assert_same([again], [best])
+    (other,) = llm.recommend(histories=[[*known, "Something Else"]], topk=3, unknown_titles="text")
+    assert [item.score for item in other] != [item.score for item in best], "the text is read"
+
+
+def test_a_stock_model_reads_no_text(trained):
+    with pytest.raises(UserError, match="unknown_titles: SASRec reads items alone"):
+        load(trained["SASRec"]).recommend(histories=[["Brand New Thing"]], unknown_titles="text")

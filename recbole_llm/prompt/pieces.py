@@ -20,7 +20,7 @@ class PieceTable:
     """
 
     def __init__(self, encode: Encode) -> None:
-        self._encode = encode
+        self.encode = encode
         self._flat = np.zeros(1024, dtype=np.int32)
         self._offsets = np.zeros(257, dtype=np.int64)
         self._count = 0
@@ -55,7 +55,7 @@ class PieceTable:
         """Return the piece number of each text, tokenizing only texts never seen before; int64 ``[len(texts)]``."""
         new = [text for text in dict.fromkeys(texts) if text not in self._number_of_text]
         if new:
-            for text, number in zip(new, self.append(self._encode(new)), strict=True):
+            for text, number in zip(new, self.append(self.encode(new)), strict=True):
                 self._number_of_text[text] = int(number)
         return np.fromiter((self._number_of_text[text] for text in texts), dtype=np.int64, count=len(texts))
 

@@ -81,6 +81,7 @@ class PromptBuilder:
         self.table = PieceTable(encode)
         limit = settings.max_item_tokens
         self._title = self.table.append([ids[:limit] for ids in encode(list(item_texts))])
+        self.catalog = len(item_texts)
         self._prefix, self._slot, self._out = self.table.append(
             [list(prefix_ids), slot_tokens(settings.item_vectors, settings.marker), [OUT_TOKEN] * settings.out_tokens]
         )
@@ -123,6 +124,21 @@ class PromptBuilder:
         alone = int(size[[self._item_request, self._out]].sum())
         needed = max(header["opening"] + in_history, header["item"] + alone) + longest
         check_room(needed, self.settings.max_prompt_tokens)
+
+    def add_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Let histories show texts that are no items of the data set: as text alone, without a vector.
+
+        Returns:
+            numbers for them, int64 ``[len(texts)]``, to stand among internal item ids in histories.
+
+        Raises:
+            UserError: one is so long that no prompt has room for it.
+        """
+        first = len(self._title)
+        limit = self.settings.max_item_tokens
+        self._title = np.concatenate([self._title, self.table.append([ids[:limit] for ids in self.table.encode(list(texts))])])
+        self.check_fits()
+        return np.arange(first, len(self._title), dtype=np.int64)
 
     def item_prompts(self, items: np.ndarray) -> PromptBatch:
         """Build the prompt of each item. ``items``: internal ids int64 ``[N]``."""
@@ -217,7 +233,8 @@ class PromptBuilder:
         entries[:, :, 1] = np.where(dates >= 0, dates, empty)
         entries[:, :, 2] = np.where(inside, self._title[items], empty)
         entries[:, :, 3] = np.where(inside, self._quote, empty)
-        entries[:, :, 4] = np.where(inside, self._slot, empty)
+        has_slot = inside & (items < self.catalog)
+        entries[:, :, 4] = np.where(has_slot, self._slot, empty)
         entries[:, :, 5] = np.where(np.arange(most) < lengths[:, None] - 1, self._joint, empty)
         pieces[:, -2], pieces[:, -1] = self._request, self._out
         tokens, starts = self.table.gather(pieces.ravel())
@@ -241,7 +258,7 @@ class PromptBuilder:
         return PromptBatch.build(
             tokens=tokens,
             offsets=offsets,
-            slot_items=items[inside] if self.settings.item_vectors else items[:0].ravel(),
+            slot_items=items[has_slot] if self.settings.item_vectors else items[:0].ravel(),
             out_tokens=self.settings.out_tokens,
             header_length=self._header_tokens["user"],
             parent=parent,

@@ -33,7 +33,7 @@ _HEAD = "model\tseed\tuser\t"  # of a file of results by user
 
 
 # How the files begin that are written, by the key that names them.
-_BEGINNINGS = {"results_file": b"[", "per_user_file": b"model\tseed\tuser", "output": b"<!doctype html>"}
+_BEGINNINGS = {"results_file": b"[", "per_user_file": b"model\tseed\tuser", "output": b"<!DOCTYPE html>"}
 
 
 def write_json(rows: Sequence[Row], file: str | Path) -> None:
