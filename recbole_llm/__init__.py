@@ -21,18 +21,25 @@ from recbole_llm.registry import register_model  # noqa: E402
 if TYPE_CHECKING:
     from recbole_llm.quick_start import compare
     from recbole_llm.recommend import load
+    from recbole_llm.results.report.write import write_report as report
     from recbole_llm.results.table import table
 
-__all__ = ["__version__", "compare", "load", "register_model", "table"]
+__all__ = ["__version__", "compare", "load", "register_model", "report", "table"]
 
 # Imported when they are first used: they need RecBole and PyTorch, or the libraries of tables and tests.
-_LATER = {"compare": "recbole_llm.quick_start", "load": "recbole_llm.recommend", "table": "recbole_llm.results.table"}
+_LATER = {
+    "compare": "recbole_llm.quick_start:compare",
+    "load": "recbole_llm.recommend:load",
+    "report": "recbole_llm.results.report.write:write_report",
+    "table": "recbole_llm.results.table:table",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LATER[name]), name)
+    module, _, attribute = _LATER[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

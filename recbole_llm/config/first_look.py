@@ -55,13 +55,23 @@ def _check_keys(models: Sequence[str], given: Mapping[str, tuple[Any, str]]) -> 
             continue  # of a teacher, or of no model of the run: which of them, the configurations tell
         those = {owner: keys[owner]} if dot else keys
         key = key if dot else name
-        for known in those.values():
-            if key in known:
-                fitted(known[key], value, where)
+        _check_value([known[key] for known in those.values() if key in known], value, where)
         if not any(key in known for known in those.values()) and key not in elsewhere:
             everything = {key for known in those.values() for key in known}
             hint = did_you_mean(key, everything) or "; --help lists the keys."
             _refuse_unless_teacher(models, given, key, f"unknown key '{key}' ({where}){hint}")
+
+
+def _check_value(kinds: Sequence[Key], value: Any, where: str) -> None:
+    """Refuse a value that suits the key of no model: beside LLM recommenders, a training key is not a baseline's."""
+    refusals = []
+    for kind in kinds:
+        try:
+            fitted(kind, value, where)
+        except UserError as refusal:
+            refusals.append(refusal)
+    if refusals and len(refusals) == len(kinds):
+        raise refusals[-1]
 
 
 def _refuse_unless_teacher(models: Sequence[str], given: Mapping[str, tuple[Any, str]], key: str, sentence: str) -> None:

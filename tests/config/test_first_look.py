@@ -70,6 +70,9 @@ def test_file_and_line_of_a_wrong_key(tmp_path):
 
 def test_what_only_the_full_check_can_judge_passes():
     first_look(["SASRec", "LLMSRec"], "ml-100k", {"GRU4Rec.epochs": 3, "n_heads": 1, "confidence": "none"})
+    first_look(["SASRec", "LLMSRec"], "ml-100k", {"eval_step": 0.5})  # a training key, which the baseline does not take over
+    with pytest.raises(UserError, match="eval_step must be a whole number"):
+        first_look(["SASRec"], "ml-100k", {"eval_step": 0.5})
 
 
 @pytest.mark.parametrize("model", stock_models())
