@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,6 +41,21 @@ def _feed_forward_only_at(read: Tensor, decoder: nn.Module) -> Iterator[None]:
         del network.forward
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where an LLM was read from.
+
+    Attributes:
+        place: what ``from_pretrained`` of transformers takes, a Hugging Face id or a folder; None where there is no such thing.
+        dtype: type of its weights as they were published; None where nobody says.
+        layers: how many decoder layers it has there; None where nobody says.
+    """
+
+    place: str | None = None
+    dtype: torch.dtype | None = None
+    layers: int | None = None
+
+
 class Backbone(nn.Module):
     """An LLM's stack of layers, and the properties that differ between architectures.
 
@@ -50,6 +66,7 @@ class Backbone(nn.Module):
         attn_implementation: ``sdpa``, ``eager`` or ``flash_attention_2``, as loaded.
         identity: see below.
         causal: see below.
+        source: see below.
 
     Attributes:
         causal_lm: the whole model, with its output head.
@@ -66,6 +83,7 @@ class Backbone(nn.Module):
         supports_masks: whether :meth:`forward` takes an ``attention_mask`` (flash_attention_2 does not).
         prefix_ids: token ids that the tokenizer puts before a text (such as ``<s>``), often none.
         identity: what a checkpoint must match to fit this backbone; plain values, for JSON.
+        source: where it was read from.
     """
 
     def __init__(
@@ -76,6 +94,7 @@ class Backbone(nn.Module):
         attn_implementation: str,
         identity: dict[str, Any],
         causal: bool = True,
+        source: Source | None = None,
     ) -> None:
         super().__init__()
         # The only registered child: decoder and embedding are parts of it, and must not be counted twice.
@@ -86,6 +105,7 @@ class Backbone(nn.Module):
         self.frozen = tuning == "frozen"
         self.attn_implementation = attn_implementation
         self.identity = identity
+        self.source = source or Source()
         config = causal_lm.config.get_text_config(decoder=True)
         self.layers: int = config.num_hidden_layers
         self.context_length: int = config.max_position_embeddings

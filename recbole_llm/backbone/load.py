@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_llm.backbone.backbone import SUPPORTED_LAYER_TYPES, Backbone, layer_types, prefix_ids
+from recbole_llm.backbone.backbone import SUPPORTED_LAYER_TYPES, Backbone, Source, layer_types, prefix_ids
 from recbole_llm.backbone.built_in import SMOLLM2, SMOLLM2_GGUF, TINY_CONTEXT, make_tiny, make_tiny_tokenizer, smollm2_folder
 from recbole_llm.backbone.lora import add_lora
 from recbole_llm.backbone.reading import model_digest, quiet_transformers, read_config, read_model, read_tokenizer
@@ -42,6 +42,7 @@ def load_backbone(settings: Mapping[str, Any] | BackboneSettings) -> Backbone:
     dtype = resolved_dtype(settings)
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.default_generator.manual_seed(settings.seed)
+        source = Source()
         if settings.backbone == "tiny":
             tokenizer = make_tiny_tokenizer()
             causal_lm, kernel = make_tiny(tokenizer, settings, dtype)
@@ -50,6 +51,13 @@ def load_backbone(settings: Mapping[str, Any] | BackboneSettings) -> Backbone:
             folder, gguf_file, identity = _locate(settings)
             causal_lm, kernel = read_model(folder, gguf_file, settings, dtype)
             tokenizer = read_tokenizer(folder, gguf_file, settings.backbone)
+            published = read_config(folder, gguf_file, settings.backbone)
+            is_on_hub = identity["source"] == "huggingface"
+            source = Source(
+                place=None if gguf_file else identity["name"] if is_on_hub else str(folder.resolve()),
+                dtype=published.dtype,
+                layers=published.get_text_config(decoder=True).num_hidden_layers,
+            )
         _check_architecture(causal_lm, tokenizer, settings.backbone)
         identity = identity | {
             "architecture": type(causal_lm).__name__,
@@ -68,7 +76,7 @@ def load_backbone(settings: Mapping[str, Any] | BackboneSettings) -> Backbone:
             embedding.requires_grad_(True)
     if settings.quantization is None:  # else it was read onto its device, and LoRA matrices follow their layers
         causal_lm.to(settings.device)
-    return Backbone(causal_lm, tokenizer, settings.tuning, kernel, identity)
+    return Backbone(causal_lm, tokenizer, settings.tuning, kernel, identity, source=source)
 
 
 @dataclass(frozen=True)

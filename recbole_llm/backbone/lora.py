@@ -95,13 +95,14 @@ def adapter_tensors(backbone: Backbone) -> dict[str, Tensor]:
 def adapter_config(backbone: Backbone) -> dict[str, Any]:
     """The content of PEFT's ``adapter_config.json`` for the LoRA matrices, as plain values for JSON.
 
-    A folder with it and :func:`adapter_tensors` is read by ``PeftModel.from_pretrained`` over the same LLM, cut to the
-    same layers.
+    A folder with it and :func:`adapter_tensors` is read by PEFT: by ``AutoPeftModelForCausalLM.from_pretrained`` where all
+    layers of the LLM were kept, by ``PeftModel.from_pretrained`` over the LLM cut to the same layers where they were not.
     """
     config = backbone.causal_lm.adapter_settings.to_dict()
     modules = config["target_modules"]
     config["target_modules"] = modules if isinstance(modules, str) else sorted(modules)
-    config |= {"task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": backbone.identity["name"]}
+    config |= {"task_type": "CAUSAL_LM", "inference_mode": True}
+    config["base_model_name_or_path"] = backbone.source.place or backbone.identity["name"]
     return json.loads(json.dumps(config, default=str))
 
 
@@ -130,7 +131,8 @@ def save_merged(backbone: Backbone, folder: Path) -> None:
     """Write the LLM with its LoRA matrices merged, and its tokenizer, as a Hugging Face folder of safetensors.
 
     The folder may be the ``backbone`` of another run, and ``AutoModelForCausalLM.from_pretrained`` reads it. It holds only
-    the layers that were kept, in the type of the weights.
+    the layers that were kept. Matrices are added in the type that they were trained beside; the sums are stored in the type in
+    which the LLM was published.
     """
     causal_lm = backbone.causal_lm
     head = causal_lm.get_output_embeddings()
@@ -142,5 +144,16 @@ def save_merged(backbone: Backbone, folder: Path) -> None:
             for name, tensor in causal_lm.state_dict(keep_vars=True).items()
             if "lora_" not in name and id(tensor) not in left_out
         }
-        causal_lm.save_pretrained(made, state_dict=weights)
+        computed = causal_lm.config.dtype
+        if backbone.source.dtype is not None:
+            weights = {name: _in_type(tensor, backbone.source.dtype) for name, tensor in weights.items()}
+            causal_lm.config.dtype = backbone.source.dtype
+        try:
+            causal_lm.save_pretrained(made, state_dict=weights)
+        finally:
+            causal_lm.config.dtype = computed
         backbone.tokenizer.save_pretrained(made)
+
+
+def _in_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to(dtype) if tensor.is_floating_point() else tensor

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from recbole_llm import checkpoint
 from recbole_llm.backbone.lora import adapter_config, adapter_tensors, save_merged
+from recbole_llm.backbone.model_card import model_card
 from recbole_llm.errors import UserError
+from recbole_llm.files import replace_file
 from recbole_llm.recommender.base import Recommender
 
 
@@ -29,14 +31,22 @@ def save_weights(folder: Path, record: Mapping[str, Any], model: Recommender) ->
     for name, backbone in model.backbones.items():
         tensors = adapter_tensors(backbone)
         if tensors:
-            checkpoint.write_adapter(_folder_of_backbone(folder, name), adapter_config(backbone), tensors)
+            place = _folder_of_backbone(folder, name)
+            checkpoint.write_adapter(place, adapter_config(backbone), tensors)
+            write_card(place / "adapter", model_card(backbone, "adapter", record))
     checkpoint.write(folder, record, model.trained_parameters())
 
 
-def save_merged_backbones(folder: Path, model: Recommender) -> None:
+def save_merged_backbones(folder: Path, record: Mapping[str, Any], model: Recommender) -> None:
     """Write each LLM with its LoRA matrices merged, as a Hugging Face folder."""
     for name, backbone in model.backbones.items():
-        save_merged(backbone, _folder_of_backbone(folder, name) / checkpoint.MERGED)
+        place = _folder_of_backbone(folder, name) / checkpoint.MERGED
+        save_merged(backbone, place)
+        write_card(place, model_card(backbone, "merged", record))
+
+
+def write_card(folder: Path, text: str) -> None:
+    replace_file(folder / "README.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _folder_of_backbone(folder: Path, name: str) -> Path:

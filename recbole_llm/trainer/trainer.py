@@ -386,7 +386,7 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         checkpoint.write_json(folder / checkpoint.RECORD, {"format": checkpoint.FORMAT, **record})
         if self.settings.merge_adapter and self.is_last_stage:
             self.load_weights(folder)
-            save_merged_backbones(folder, self.model)
+            save_merged_backbones(folder, record, self.model)
         checkpoint.remove_resume_state(folder)
 
     def can_resume(self, folder: str | Path) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
@@ -28,6 +29,7 @@ from recbole_llm.backbone.encoder import EncoderSettings, PromptEncoder
 from recbole_llm.backbone.fetch import cache_folder, is_complete
 from recbole_llm.backbone.load import fetch_backbone, load_backbone
 from recbole_llm.backbone.lora import adapter_config, adapter_tensors, merged_adapter, save_merged
+from recbole_llm.backbone.model_card import model_card
 from recbole_llm.backbone.reading import model_digest
 from recbole_llm.backbone.settings import read_settings
 from recbole_llm.backbone.text import encode_text
@@ -1024,7 +1026,7 @@ def test_the_real_smollm2():
 
 @torch.no_grad()
 def test_a_saved_adapter_is_read_and_merged_by_peft(folders, tmp_path):
-    from peft import PeftModel
+    from peft import AutoPeftModelForCausalLM, PeftModel
 
     settings = {"backbone": str(folders["llama"]), "tuning": "lora", "lora_r": 4, "backbone_dtype": "float32"}
     backbone = load_backbone({**settings, "device": "cpu"})
@@ -1036,6 +1038,8 @@ def test_a_saved_adapter_is_read_and_merged_by_peft(folders, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(folders["llama"], dtype=torch.float32)
     untuned = base(input_ids=ids).logits
     assert not torch.allclose(untuned, expected, atol=1e-3)
+    alone = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.float32)  # finds the LLM itself
+    close(alone(input_ids=ids).logits, expected)
     tuned = PeftModel.from_pretrained(base, tmp_path / "adapter")
     close(tuned(input_ids=ids).logits, expected)
     torch.testing.assert_close(tuned.merge_and_unload()(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
@@ -1077,6 +1081,33 @@ def test_merged_lora_gives_the_same_hidden_states_and_the_merged_folder_too(fold
     torch.testing.assert_close(hidden_states(again), expected, atol=1e-4, rtol=1e-4)
     logits = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(input_ids=ids).logits
     torch.testing.assert_close(logits, backbone.causal_lm(input_ids=ids).logits, atol=1e-3, rtol=1e-3)
+
+
+def test_merged_weights_have_the_type_of_the_published_ones(folders, tmp_path):
+    """Computed in float32, an LLM that was published in bfloat16 is not stored in twice the space."""
+    half = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(folders["llama"]).to(torch.bfloat16).save_pretrained(half)
+    load(folders["llama"]).tokenizer.save_pretrained(half)
+    backbone = with_random_lora(half)
+    assert backbone.model.dtype == torch.float32
+    save_merged(backbone, tmp_path / "merged")
+    stored = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16} and backbone.causal_lm.config.dtype == torch.float32
+    with merged_adapter(backbone):
+        name, merged = next((name, tensor) for name, tensor in backbone.causal_lm.named_parameters() if ".q_proj.base" in name)
+        assert torch.equal(stored[name.replace(".base_layer", "")], merged.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_model_card(folders, kind):
+    backbone = with_random_lora(folders["llama"], backbone_layers=1)
+    record = {"model": "TALLRec", "dataset": 'a": \n---\nb', "seed": 3, "best_valid_result": {"hit@10": 0.123456}}
+    _, front, text = model_card(backbone, kind, record).split("---\n", 2)
+    front = yaml.safe_load(front)
+    assert front["base_model"] == str(folders["llama"])
+    assert front["library_name"] == {"adapter": "peft", "merged": "transformers"}[kind]
+    assert "`TALLRec`" in text and '"hit@10": 0.1235' in text and "\n---" not in text
+    assert ("cut it to the first 1" in text) == (kind == "adapter")
 
 
 def test_a_merged_folder_is_whole_or_not_there(folders, tmp_path, monkeypatch):

@@ -213,6 +213,7 @@ def test_a_model_with_two_llms_keeps_both(make_model, monkeypatch):
     for place, layers in ((folder, 2), (folder / "text_encoder", 1)):
         assert (place / "adapter" / "adapter_model.safetensors").exists()
         assert json.loads((place / "merged" / "config.json").read_text())["num_hidden_layers"] == layers
+        assert all("`TALLRec`" in (place / kind / "README.md").read_text() for kind in ("adapter", "merged"))
     record = checkpoint.read_record(folder)
     assert record["text_encoder"]["layers"] == 1 and record["backbone"]["layers"] == 2
     trainer.evaluate(test)
