@@ -197,21 +197,23 @@ def check_negatives(config: Config, train: TextSequentialDataset) -> None:
 
 
 def check_prompts(config: Config, train: TextSequentialDataset, once: Once) -> None:
-    """Read the tokenizer and build the prompts of a model by retrieval, before its teacher is trained and its LLM is read.
+    """Read the tokenizer, and build the prompts of a model by retrieval, before its teacher is trained and its LLM is read.
 
     The tokenizer is read once for each LLM, and the catalogue is tokenized once for each LLM and data set.
 
     Raises:
         UserError: no tokenizer, or no room for an item.
     """
+    if config["endpoint_url"]:
+        return
+    llm = config["backbone"], config["backbone_revision"]
+    text_side = once(llm, load_text_side, config)
     model_class = get_model(config["model"])
     forms = getattr(model_class, "forms", {})
     form = forms.get(config["recommend_by"] or next(iter(forms), None))
     if form is None or getattr(form, "build_prompts", None) is not RetrievalForm.build_prompts:
         return
     shown = {name: getattr(model_class, name) for name in ("has_item_vectors", "has_user_vector", "has_marker")}
-    llm = config["backbone"], config["backbone_revision"]
-    text_side = once(llm, load_text_side, config)
 
     def encode(texts: list[str]) -> list[list[int]]:
         return once((llm, tuple(texts)), encode_text, text_side.tokenizer, texts)

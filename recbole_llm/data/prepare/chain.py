@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+
+import numpy as np
 
 from recbole_llm.data import atomic
 from recbole_llm.errors import UserError, printable
@@ -35,12 +39,13 @@ def write_atomic(path: str | os.PathLike, columns: Mapping[str, Iterable[object]
     Args:
         path: such as ``dataset/my-shop/my-shop.inter``; missing folders are made.
         columns: ``name:type`` -> values, in the order of the file's columns, all of one length. Types: token, token_seq (a
-            text, or several tokens in one string), float, float_seq.
+            text, or several tokens in one string), float (a number, or a date, which becomes unix seconds; without a time zone
+            it is UTC), float_seq.
         separator: stands between columns (RecBole's key ``field_separator``).
 
     Raises:
         UserError: a column is not ``name:type``, columns differ in length, an id (``token``) holds a separator or line
-            break, or the disk is full.
+            break, a float is neither a number nor a date, or the disk is full.
 
     Example:
         >>> write_atomic("dataset/shop/shop.item", {"item_id:token": ["a1"], "title:token_seq": ["Red shoes"]})
@@ -69,7 +74,7 @@ def _format(value: object, kind: str, separator: str, head: str, path: Path) -> 
     if value is None or value != value:  # NaN is what pandas has in place of a missing text
         return ""
     if kind == "float":
-        number = float(value)
+        number = _number(value, head, path)
         return str(int(number)) if number.is_integer() else repr(number)
     text = str(value)
     if separator in text or not text.isprintable():
@@ -80,6 +85,26 @@ def _format(value: object, kind: str, separator: str, head: str, path: Path) -> 
             )
         return cleaned
     return text
+
+
+def _number(value: object, head: str, path: Path) -> float:
+    """A number, or the unix seconds of a date: a ``datetime``, a ``date``, pandas' ``Timestamp`` or a text in ISO form."""
+    if isinstance(value, (int, float, np.number)):
+        return float(value)
+    with contextlib.suppress(ValueError, TypeError):
+        return float(value)  # type: ignore[arg-type]
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        if isinstance(moment, np.datetime64):
+            moment = moment.astype("datetime64[us]").item()
+        if not isinstance(moment, datetime):
+            moment = datetime(moment.year, moment.month, moment.day)  # type: ignore[attr-defined]
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(
+            f"column {head!r} of {path} holds {printable(repr(value))}: give a number, a datetime, or a date such as "
+            f"2024-12-31 or 2024-12-31T18:30:00"
+        ) from None
 
 
 def generate_chain(

@@ -2,8 +2,11 @@
 
 import sys
 from collections import Counter
+from datetime import UTC, date, datetime
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from recbole.config import Config
 
@@ -122,3 +125,27 @@ def test_what_cannot_be_written_leaves_the_file_alone(tmp_path, columns, message
     with pytest.raises(UserError, match=message):
         write_atomic(path, columns)
     assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        ["2020-01-01", "2020-01-02T10:00:00", "2020-01-03 00:00+02:00"],
+        [datetime(2020, 1, 1), datetime(2020, 1, 2, 10, tzinfo=UTC), datetime(2020, 1, 2, 22)],
+        pd.to_datetime(["2020-01-01 00:00", "2020-01-02 10:00", "2020-01-02 22:00"]),
+        pd.to_datetime(["2020-01-01 00:00", "2020-01-02 10:00", "2020-01-02 22:00"]).values,
+        ["1577836800", 1577959200.0, np.int64(1578002400)],
+    ],
+    ids=["ISO", "datetime", "Timestamp", "datetime64", "numbers"],
+)
+def test_dates_become_unix_seconds(tmp_path, moments):
+    write_atomic(tmp_path / "x.inter", {"user_id:token": "aab", "timestamp:float": moments})
+    lines = (tmp_path / "x.inter").read_text().splitlines()[1:]
+    assert [line.split("\t")[1] for line in lines] == ["1577836800", "1577959200", "1578002400"]
+
+
+def test_a_day_is_its_first_second_and_no_date_is_told(tmp_path):
+    write_atomic(tmp_path / "x.inter", {"timestamp:float": [date(2020, 1, 1)]})
+    assert (tmp_path / "x.inter").read_text().splitlines()[1] == "1577836800"
+    with pytest.raises(UserError, match="timestamp:float.*'yesterday': give a number, a datetime, or a date such as 2024"):
+        write_atomic(tmp_path / "x.inter", {"timestamp:float": ["yesterday"]})
