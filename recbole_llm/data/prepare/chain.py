@@ -91,8 +91,9 @@ def _number(value: object, head: str, path: Path) -> float:
     """A number, or the unix seconds of a date: a ``datetime``, a ``date``, pandas' ``Timestamp`` or a text in ISO form."""
     if isinstance(value, (int, float, np.number)):
         return float(value)
-    with contextlib.suppress(ValueError, TypeError):
-        return float(value)  # type: ignore[arg-type]
+    with contextlib.suppress(ValueError):
+        if isinstance(value, str):
+            return float(value)
     try:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else value
         if isinstance(moment, np.datetime64):
