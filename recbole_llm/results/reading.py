@@ -121,7 +121,7 @@ def _read(file: Path, text: str, inputs: Inputs) -> None:
     kind = _kind(content)
     if kind == "run":
         run = read_run(file)
-        inputs.rows.append({**run.row(), "curve": run.curve})
+        inputs.rows += [{**run.under(protocol).row(), "curve": run.curve} for protocol in run.protocols]
     elif kind == "results":
         inputs.rows += _results(file)
     elif kind == "analysis":
@@ -142,6 +142,8 @@ def _results(file: Path) -> list[dict[str, Any]]:
         folder, record = row.get("checkpoint"), row.get("record")
         if folder is not None and record is not None and (Path(folder) / RECORD).is_file():
             run = read_run(folder)
+            if record["protocol"] in run.protocols:
+                run = run.under(record["protocol"])
             if all(run.record[name] == record[name] for name in ("model", "dataset", "seed", "test_set", "metrics")):
                 row.update(run.ranks(), curve=run.curve)
     return rows
