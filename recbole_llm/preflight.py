@@ -26,6 +26,7 @@ from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError, first_line
 from recbole_llm.evaluation.candidates import check_pools
+from recbole_llm.evaluation.evaluate import identify_test_set
 from recbole_llm.evaluation.protocols import EvaluationSettings, evaluation_mode
 from recbole_llm.files import is_writable
 from recbole_llm.recommender.retrieval import RetrievalForm
@@ -95,7 +96,7 @@ def _without_seed(config: Config) -> str:
 
 def _candidates(config: Config) -> tuple[Any, ...]:
     settings = EvaluationSettings.of_config(config)
-    return settings.mode("valid"), settings.mode("test"), settings.sampling
+    return settings.mode("valid"), settings.mode("test"), settings.sampling, settings.candidates_file
 
 
 def build_splits(config: Config, data: SharedData, once: Once) -> dict[str, TextSequentialDataset]:
@@ -188,7 +189,10 @@ def check_candidates(config: Config, splits: Mapping[str, TextSequentialDataset]
     """
     for phase in ("valid", "test"):
         settings = EvaluationSettings.of_config(config)
-        if settings.mode(phase) == "labeled":
+        if settings.mode(phase) == "labeled" and not settings.candidates_file:
+            continue
+        if phase == "test" and settings.candidates_file:
+            identify_test_set(splits[phase], config)  # reads the file, or writes it
             continue
         mode = evaluation_mode(settings, phase)
         if mode is not None and settings.sampling == "non_interacted":

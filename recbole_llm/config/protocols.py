@@ -62,7 +62,7 @@ def under_protocols(config: Any, names: Sequence[str]) -> list[Any]:
     """The configuration of a trained model for its test under each of some further protocols.
 
     ``metrics`` and ``topk`` that the user set hold for all of them; so does ``valid_metric``, by which a table compares, where
-    the protocol measures it. A ``mode`` in the user's ``eval_args`` is of the first protocol alone.
+    the protocol measures it. A ``mode`` in the user's ``eval_args`` and a ``candidates_file`` are of the first protocol alone.
 
     Args:
         config: of the training, under the first protocol.
@@ -73,7 +73,7 @@ def under_protocols(config: Any, names: Sequence[str]) -> list[Any]:
 
 def _under(config: Any, name: str) -> Any:
     preset, given = _preset(name), config.external_config_dict
-    values: dict[str, Any] = {"protocol": name}
+    values: dict[str, Any] = {"protocol": name, "candidates_file": None}
     for key in ("metrics", "topk"):
         values[key] = list(config[key] if key in given else preset[key])
     mode = limited_mode(preset["eval_args"]["mode"], config["most_candidates"])

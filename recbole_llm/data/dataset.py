@@ -33,6 +33,7 @@ from recbole_llm.config.settings import select
 from recbole_llm.data import atomic
 from recbole_llm.data.perturbation import KINDS, perturb_histories
 from recbole_llm.data.sequences import gather_windows
+from recbole_llm.data.temporal import Cuts, TemporalSettings, find_cuts, leave_out_unseen, lone_interactions, target_rows
 from recbole_llm.errors import UserError, closest, printable
 
 TIMESTAMP_FORMATS = ("auto", "unix", "unix_ms", "none")
@@ -116,6 +117,9 @@ class TextSequentialDataset(SequentialDataset):
         splits (dict[str, TextSequentialDataset]): on every split that ``build`` returns: ``train`` (all its rows),
             ``valid`` and ``test``.
         all_rows (TextSequentialDataset): on the train split that ``build`` returns: the same with all its rows.
+        cuts (Cuts | None): where the data are split by time for all users, the two cuts.
+        lone_interactions (tuple[torch.Tensor, torch.Tensor] | None): under such a split the users (int64 ``[n]``) that have
+            one training interaction, and so no training row, and its items.
     """
 
     item_texts: list[str]
@@ -126,11 +130,14 @@ class TextSequentialDataset(SequentialDataset):
     fingerprint: str
     text_fingerprint: str
     column_fingerprint: str
+    cuts: Cuts | None = None
+    lone_interactions: tuple[torch.Tensor, torch.Tensor] | None = None
 
     # ---- Loading
 
     def _get_field_from_config(self) -> None:
         self._settings = TextDataSettings.of_config(self.config)
+        self._temporal = TemporalSettings.of_config(self.config)
         super()._get_field_from_config()
 
     def _load_data(self, token: str, dataset_path: str) -> None:
@@ -295,6 +302,13 @@ class TextSequentialDataset(SequentialDataset):
                 f"no interaction of {self._inter_path} is left after filtering ({self._active_filters()}): loosen these keys"
             )
         self._check_histories()
+        if self._temporal is not None:
+            times = self.inter_feat[self.time_field].to_numpy(np.float64)
+            self.cuts = find_cuts(self._temporal, times, self._timestamp_unit(times))
+            periods = self.cuts.period(times)
+            kept, said = leave_out_unseen(self.inter_feat, self.uid_field, self.iid_field, periods, self._temporal)
+            self.inter_feat = self.inter_feat[kept].copy()
+            self.logger.info(f"{self.dataset_name}: {self.cuts}; {said}")
         super()._reset_index()
 
     def _active_filters(self) -> str:
@@ -410,6 +424,8 @@ class TextSequentialDataset(SequentialDataset):
         digest.update(times.astype("<f8").tobytes())
         if self._settings.like_threshold is not None:
             digest.update(self.inter_feat[self._settings.rating_field].to_numpy("<f8").tobytes())
+        if self.cuts is not None:
+            digest.update(repr([self.cuts, self._temporal.unseen, self._temporal.test_targets]).encode())
         if self.config["shuffle_training"] is not None:
             digest.update(f"shuffle_training {self.config['shuffle_training']} {self.config['seed']}".encode())
         return digest.hexdigest()
@@ -477,22 +493,27 @@ class TextSequentialDataset(SequentialDataset):
         row = torch.arange(len(users))
         starts = torch.cat([torch.ones(1, dtype=torch.bool), users[1:] != users[:-1]])
         first_row = torch.cummax(torch.where(starts, row, 0), dim=0).values  # where the user's sequence begins
-        targets = row[~starts]
-        lengths = (targets - first_row[~starts]).clamp(max=self.max_item_list_len)
-
         source = self.inter_feat.interaction
+        targets = ends = row[~starts]
+        if self.cuts is not None:
+            known = users.numpy(), source[self.time_field].numpy(), self.cuts
+            targets, ends = map(torch.from_numpy, target_rows(*known, self._temporal.test_targets))
+            lone = torch.from_numpy(lone_interactions(*known))
+            self.lone_interactions = users[lone], source[self.iid_field][lone]
+        lengths = (ends - first_row[targets]).clamp(max=self.max_item_list_len)
+
         if self.config["shuffle_training"] is not None:
             # The sequences in another order stand behind the original ones; the training rows are read from there.
             order, is_training = self._training_order(users.numpy(), first_row.numpy())
             moved = {field: values[order] for field, values in source.items() if field not in (self.uid_field, self.time_field)}
             source = {field: torch.cat([values, moved.get(field, values)]) for field, values in source.items()}
-            targets = targets + len(users) * is_training[targets]
+            targets = ends = targets + len(users) * is_training[targets]
         rows = {field: values[targets] for field, values in source.items()}
         rows[self.item_list_length_field] = lengths
         for field, values in source.items():
             if field != self.uid_field:
                 list_field = getattr(self, f"{field}_list_field")
-                rows[list_field] = gather_windows(values, targets - lengths, lengths, self.max_item_list_len)
+                rows[list_field] = gather_windows(values, ends - lengths, lengths, self.max_item_list_len)
         self.inter_feat = Interaction(rows)
 
     def _training_order(self, users: np.ndarray, first_row: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -532,7 +553,7 @@ class TextSequentialDataset(SequentialDataset):
         targets = self.config["train_targets"] or "all"  # read here: the same dataset may be split for each of them
         if targets not in TRAIN_TARGETS:
             raise UserError(f"the key train_targets is {targets!r}: set it to one of {', '.join(TRAIN_TARGETS)}")
-        train, valid, test = super().build()
+        train, valid, test = super().build() if self.cuts is None else self._split_by_time()
         self._check_splits({"train": train, "valid": valid, "test": test})
 
         all_rows = train
@@ -550,6 +571,11 @@ class TextSequentialDataset(SequentialDataset):
             split.splits = splits
         return [train, valid, test]
 
+    def _split_by_time(self) -> list[TextSequentialDataset]:
+        self._change_feat_format()
+        periods = self.cuts.period(self.inter_feat[self.time_field].numpy())
+        return [self.copy(self.inter_feat[np.flatnonzero(periods == part)]) for part in range(3)]
+
     def _check_splits(self, splits: dict[str, TextSequentialDataset]) -> None:
         split = self._settings.eval_args["split"]
         empty = [phase for phase, dataset in splits.items() if len(dataset) == 0]
@@ -557,4 +583,9 @@ class TextSequentialDataset(SequentialDataset):
             raise UserError(
                 f"no user in {self._inter_path} has enough interactions for a {empty[0]} row under the split {split} "
                 f"(one needs {SHORTEST_HISTORY + 1} for train, valid and test): add longer histories, or loosen the filters"
+            )
+        if empty and self.cuts is not None:
+            raise UserError(
+                f"no user in {self._inter_path} has a {empty[0]} row, an interaction with others before it, under valid_from: "
+                f"{self._temporal.valid_from} and test_from: {self._temporal.test_from}: move the cuts, or set unseen to keep"
             )

@@ -14,7 +14,7 @@ are targets (``test_targets: all``): each of them is then predicted from what th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -45,7 +45,11 @@ class TemporalSettings:
     @classmethod
     def of_config(cls, config: Any) -> TemporalSettings | None:
         """Read them from a RecBole Config; None where ``eval_args`` splits in another way."""
-        return select(cls, config) if config["eval_args"]["split"] == SPLIT else None
+        if (config["eval_args"] or {}).get("split") != SPLIT:
+            return None
+        read = select(cls, config)
+        defaults = {"valid_from": 0.8, "test_from": 0.9, "unseen": "leave_out", "test_targets": "first"}
+        return replace(read, **{name: value for name, value in defaults.items() if getattr(read, name) is None})
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,9 @@ class Cuts:
 
     valid: float
     test: float
+
+    def __str__(self) -> str:
+        return f"validation from {self.valid:.15g}, test from {self.test:.15g}"
 
     def period(self, times: np.ndarray) -> np.ndarray:
         """0, 1 or 2 for each time: training, validation, test."""
@@ -77,9 +84,9 @@ def find_cuts(settings: TemporalSettings, times: np.ndarray, units_per_second: i
     if cuts.valid >= cuts.test or not counts.all():
         parts = [part for part, count in zip(("training", "validation", "test"), counts, strict=True) if not count]
         raise UserError(
-            f"valid_from: {settings.valid_from} and test_from: {settings.test_from} leave {parts[0] if parts else 'validation'} "
-            f"without interactions; choose two times in this order between {_shown(ordered[0], units_per_second)} and "
-            f"{_shown(ordered[-1], units_per_second)}."
+            f"valid_from: {settings.valid_from} and test_from: {settings.test_from} leave "
+            f"{parts[0] if parts else 'validation'} without interactions; choose two times in this order between "
+            f"{_shown(ordered[0], units_per_second)} and {_shown(ordered[-1], units_per_second)}."
         )
     return cuts
 
@@ -132,10 +139,8 @@ def leave_out_unseen(
     return known if left_out else np.ones_like(known), sentence
 
 
-def target_rows(
-    users: np.ndarray, times: np.ndarray, cuts: Cuts, test_targets: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows of all splits.
+def target_rows(users: np.ndarray, times: np.ndarray, cuts: Cuts, test_targets: str) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of all splits; a row belongs to the period of its target, see :meth:`Cuts.period`.
 
     Args:
         users, times: ``[N]`` of the interactions, sorted by user, then by time.
@@ -144,14 +149,25 @@ def target_rows(
 
     Returns:
         targets: places of the interactions that are predicted, int64 ``[R]``;
-        ends: for each the place behind the last item of its history, int64 ``[R]``, after which the user's history is at least
-        one item long; periods: ``[R]``.
+        ends: for each the place behind the last item of its history, int64 ``[R]``; no history is empty.
     """
-    place, periods = np.arange(len(users)), cuts.period(times)
-    new_user = np.r_[True, users[1:] != users[:-1]]
-    first_of_user = np.maximum.accumulate(np.where(new_user, place, 0))
+    place, periods, new_user, first_of_user = _places(users, times, cuts)
     new_period = new_user | np.r_[True, periods[1:] != periods[:-1]]
     first_of_period = np.maximum.accumulate(np.where(new_period, place, 0))
     ends = np.where(periods == 0, place, first_of_period)
     is_target = (ends > first_of_user) & ((periods == 0) | (test_targets == "all") | (place == first_of_period))
-    return place[is_target], ends[is_target], periods[is_target]
+    return place[is_target], ends[is_target]
+
+
+def lone_interactions(users: np.ndarray, times: np.ndarray, cuts: Cuts) -> np.ndarray:
+    """Places of the training interactions of users that have one alone, int64; arguments as for :func:`target_rows`."""
+    place, periods, new_user, first_of_user = _places(users, times, cuts)
+    of_training = np.bincount(np.cumsum(new_user) - 1, weights=periods == 0)
+    return place[new_user & (of_training[np.cumsum(new_user) - 1] == 1)]
+
+
+def _places(users: np.ndarray, times: np.ndarray, cuts: Cuts) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Each interaction's place and period, whether it is its user's first, and the place of that one: ``[N]`` each."""
+    place = np.arange(len(users))
+    new_user = np.r_[True, users[1:] != users[:-1]]
+    return place, cuts.period(times), new_user, np.maximum.accumulate(np.where(new_user, place, 0))
