@@ -86,7 +86,9 @@ def test_the_ranks_are_those_of_the_protocol(further, chain_data):
 def test_tables_and_files_keep_the_protocols_apart(further):
     shown = format_table(further)
     assert shown.count("chain · protocol") == 2 and "hit@5 vs SASRec" in shown and "ndcg@1 vs SASRec" in shown
-    assert format_table(read_inputs(["saved"]).rows).count("chain · protocol") == 2
+    of_folders = read_inputs(["saved"]).rows
+    assert format_table(of_folders).count("chain · protocol") == 2
+    assert [row["record"]["protocol"] for row in of_folders if "curve" in row] == ["retrieval"] * 2, "one training, one curve"
     write_json(further, "out.json")
     write_per_user(further, "users.tsv")
     assert [record["protocol"] for record in json.loads(Path("out.json").read_text())] == ["retrieval", "full"] * 2
