@@ -19,7 +19,8 @@ USAGE = """\
 recbole-llm: LLM-based sequential recommenders in RecBole
 
   recbole-llm run --model=SASRec,LLMSRec,LLMSTAR --dataset=ml-100k [--seed=1,2,3] [--key=value ...]
-      train and compare models; --help lists models, datasets and backbones, --help --model=LLMSTAR its keys
+      train and compare models; --help lists models, datasets and backbones, --help --model=LLMSTAR its keys;
+      --protocol=retrieval,full trains once and tests under both
   recbole-llm table RUN ... [--against=SASRec] [--metric=ndcg@10] [--format=text|md|latex|csv]
       print one table, with tests, of runs that were made apart: their folders, or their results_file and per_user_file
   recbole-llm report RUN ... [--output=report.html] [--against=SASRec] [--metric=ndcg@10] [--title=TITLE]
@@ -145,9 +146,9 @@ def run(argv: Sequence[str]) -> int:
     keep(rows)
     print()
     print(report.format_table(rows))
-    for row in rows:
-        if row.get("checkpoint"):
-            print(printable(f"{row['model']} (seed {row['seed']}): {row['checkpoint']}", None))
+    places = [f"{row['model']} (seed {row['seed']}): {row['checkpoint']}" for row in rows if row.get("checkpoint")]
+    for place in dict.fromkeys(places):  # a run has a row under each protocol
+        print(printable(place, None))
     return 2 if any("error" in row for row in rows) else 0
 
 

@@ -22,8 +22,9 @@ from recbole_llm.trainer.checkpoint import load_trained_weights
 
 # Settings that a record does not decide: what is read and written where, on which machine, by whom, and what is trusted.
 _NOT_FROM_A_RECORD = frozenset(
-    "model dataset data_path checkpoint_dir results_file per_user_file resume teacher_checkpoint pretrained pretrain_datasets "
-    "pretrain_settings head trust_files endpoint_answers save_dataset dataset_save_path save_dataloaders dataloaders_save_path "
+    "model dataset data_path checkpoint_dir results_file per_user_file candidates_file resume teacher_checkpoint pretrained "
+    "pretrain_datasets pretrain_settings head trust_files endpoint_answers save_dataset dataset_save_path save_dataloaders "
+    "dataloaders_save_path "
     "benchmark_filename additional_feat_suffix log_wandb wandb_project config_file config_files config_file_list nproc "
     "world_size ip port offset group_offset local_rank single_spec device gpu_id worker state show_progress verbose "
     "MODEL_TYPE MODEL_INPUT_TYPE eval_type".split()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from logging import getLogger
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError, first_line
 from recbole_llm.evaluation.candidates import check_pools
+from recbole_llm.evaluation.evaluate import identify_test_set
 from recbole_llm.evaluation.protocols import EvaluationSettings, evaluation_mode
 from recbole_llm.files import is_writable
 from recbole_llm.recommender.retrieval import RetrievalForm
@@ -41,16 +43,23 @@ LEAST_WIDTH = 64  # of whatever a layer of a given width is joined to: every LLM
 LEAST_FREE_DISK = 64 << 20  # bytes; checkpoints and logs of a small run
 
 
-def check(configs: Iterable[Config], data: SharedData) -> None:
+def check(configs: Iterable[Config], data: SharedData, tests: Iterable[Sequence[Config]] = ()) -> None:
     """Check the data, candidates, negatives, columns, backbones, folders and sizes of every configuration.
 
     Data sets are built on the way and kept in ``data``. What several configurations share is looked at once.
+
+    Args:
+        configs: of the models.
+        data: builds the data sets.
+        tests: for each of them the configurations of its tests under further protocols.
 
     Raises:
         UserError: the first mistake that is found.
     """
     once = Once()
-    for config in configs:
+    for config, further in zip_longest(configs, tests, fillvalue=()):
+        for test in (config, *further):
+            check_catalogue(test)
         if is_ours(config["model"]):
             once((config["backbone"], config["backbone_revision"], _without_seed(config)), fetch_backbone, config)
             source_configs(config)
@@ -59,7 +68,8 @@ def check(configs: Iterable[Config], data: SharedData) -> None:
             check_widths(config)
         once((config["checkpoint_dir"], config["data_path"]), check_folder, config)
         splits = build_splits(config, data, once)
-        once((id(splits["test"]), _candidates(config)), check_candidates, config, splits)
+        for test in (config, *further):
+            once((id(splits["test"]), _candidates(test)), check_candidates, test, splits)
         check_attributes(config, splits["train"])
         if is_ours(config["model"]):
             check_negatives(config, splits["train"])
@@ -86,7 +96,7 @@ def _without_seed(config: Config) -> str:
 
 def _candidates(config: Config) -> tuple[Any, ...]:
     settings = EvaluationSettings.of_config(config)
-    return settings.mode("valid"), settings.mode("test"), settings.sampling
+    return settings.mode("valid"), settings.mode("test"), settings.sampling, settings.candidates_file
 
 
 def build_splits(config: Config, data: SharedData, once: Once) -> dict[str, TextSequentialDataset]:
@@ -151,6 +161,26 @@ def check_widths(config: Config) -> None:
         )
 
 
+def check_catalogue(config: Config) -> None:
+    """Check that a model which is to rank the whole catalogue is asked in a form that can.
+
+    Raises:
+        UserError: naming the form.
+    """
+    settings = EvaluationSettings.of_config(config)
+    if not is_ours(config["model"]) or "full" not in (settings.mode("valid"), settings.mode("test")):
+        return
+    forms = getattr(get_model(config["model"]), "forms", {})
+    name = config["recommend_by"] or next(iter(forms), None)
+    if name in forms and not forms[name].ranks_catalogue:
+        others = [other for other, form in forms.items() if form.ranks_catalogue]
+        remedy = f"set recommend_by: {others[0]}, or " if others else ""
+        raise UserError(
+            f"protocol: {config['protocol']} ranks the whole catalogue, and {config['model']} by {name} chooses among listed "
+            f"candidates; {remedy}leave this protocol out."
+        )
+
+
 def check_candidates(config: Config, splits: Mapping[str, TextSequentialDataset]) -> None:
     """Check that every user of the validation and test splits has enough items to be candidates.
 
@@ -159,7 +189,10 @@ def check_candidates(config: Config, splits: Mapping[str, TextSequentialDataset]
     """
     for phase in ("valid", "test"):
         settings = EvaluationSettings.of_config(config)
-        if settings.mode(phase) == "labeled":
+        if settings.mode(phase) == "labeled" and not settings.candidates_file:
+            continue
+        if phase == "test" and settings.candidates_file:
+            identify_test_set(splits[phase], config)  # reads the file, or writes it
             continue
         mode = evaluation_mode(settings, phase)
         if mode is not None and settings.sampling == "non_interacted":

@@ -22,6 +22,7 @@ from recbole.utils import ModelType, get_model, get_trainer, init_seed
 
 from recbole_llm import checkpoint, preflight
 from recbole_llm.config.identity import deciding_settings, own_training_keys
+from recbole_llm.config.protocols import protocol_names, under_protocols, without_list
 from recbole_llm.config.schema import known_keys, load_yaml, read_schema
 from recbole_llm.config.settings import make_config, model_of, settings_for
 from recbole_llm.data.loaders import dataloaders
@@ -33,7 +34,7 @@ from recbole_llm.evaluation.stock_scores import stock_predictions, stock_scores
 from recbole_llm.lock import held
 from recbole_llm.registry import is_ours
 from recbole_llm.results import log, run
-from recbole_llm.results.describe import PeakMemory, keep_run, settings_of
+from recbole_llm.results.describe import PeakMemory, keep_run, keep_test, settings_of
 from recbole_llm.results.run import read_curve
 from recbole_llm.teacher import stock
 
@@ -55,11 +56,13 @@ def compare(
         seeds: each model runs once per seed; empty: the configured one.
         config_file_list: YAML files.
         settings: keys for all models, or for one as ``"SASRec.epochs"``. Training keys without a model's name are for the
-            LLM recommenders where there is one: a baseline keeps RecBole's training settings.
+            LLM recommenders where there is one: a baseline keeps RecBole's training settings. ``protocol`` may name
+            several (``"retrieval,full"``): the first decides training and validation, the others only test.
         on_row: called with all rows so far whenever a model is done.
 
     Returns:
-        one row per model and seed (and per teacher that is not among the models), see ``recbole_llm.results.table``.
+        one row per model, seed and protocol (and per teacher that is not among the models), see
+        ``recbole_llm.results.table``.
 
     Raises:
         UserError: a mistake in the settings or data; checked for every model before the first is trained.
@@ -72,6 +75,9 @@ def compare(
     for name in models:
         if not re.fullmatch(r"\w+(:[\w-]+)?", name):
             raise UserError(f"model: {name!r} is no name; a model's, or one such as LLMSTAR:plain for a variant of LLMSTAR.")
+    named = protocol_names({**_of_files(config_file_list), **settings}.get("protocol"))
+    if len(named) > 1:
+        settings = without_list(settings, named)
     chosen_seeds: list[int | None] = [*seeds] or [None]
     configs = {
         (seed, name): configure(name, dataset, models, seed, config_file_list, settings)
@@ -80,16 +86,18 @@ def compare(
     }
     for config in configs.values():
         log.check_tracker(config["log_wandb"])
-    start_logging(next(iter(configs.values())), models)
+    tests = {key: under_protocols(config, named[1:]) for key, config in configs.items()}
+    start_logging(next(iter(configs.values())), models, named[1:])
     data = SharedData()
     rows: list[dict[str, Any]] = []
-    preflight.check(configs.values(), data)
+    preflight.check(configs.values(), data, tests.values())
     log.mark()
-    for (_, name), config in configs.items():
+    for key, config in configs.items():
+        name = key[1]
         try:
             # A teacher that several models share has one row.
             known = {row.get("checkpoint") for row in rows}
-            for row in run_model(config, data, models):
+            for row in run_model(config, data, models, tests[key]):
                 if row.get("role") != "teacher":
                     rows.append({**row, "model": name})
                 elif row["checkpoint"] not in known:
@@ -99,7 +107,9 @@ def compare(
                 raise
             # What the other models gave, and will give, is not lost because one failed.
             log_traceback(error, config)
-            rows.append({"model": name, "dataset": dataset, "seed": config["seed"], "error": failure(error)})
+            failed = {"model": name, "dataset": dataset, "seed": config["seed"], "error": failure(error)}
+            protocols = named if len(named) > 1 else []
+            rows += [{**failed, "record": {"protocol": protocol}} for protocol in protocols] or [failed]
         if on_row is not None:
             on_row(rows)
         gc.collect()
@@ -127,9 +137,7 @@ def configure(
     settings: Mapping[str, Any],
 ) -> Config:
     """The configuration of one model, or variant of one, of a comparison."""
-    files = {}
-    for file in config_file_list or ():
-        files.update(load_yaml(file))
+    files = _of_files(config_file_list)
     together = {**files, **settings}
     ours = [label for label in models if is_ours(model_of(label))]
     # A teacher may be addressed by its name ("SASRec.epochs") whether or not it is among the models.
@@ -167,6 +175,13 @@ def configure(
     return config
 
 
+def _of_files(config_file_list: Sequence[str] | None) -> dict[str, Any]:
+    files: dict[str, Any] = {}
+    for file in config_file_list or ():
+        files.update(load_yaml(file))
+    return files
+
+
 def _teacher_of(label: str, settings: Mapping[str, Any]) -> str:
     """The name of the teacher of one of our models, or of a variant."""
     keys = (f"{label}.teacher", f"{model_of(label)}.teacher", "teacher")
@@ -185,18 +200,27 @@ def default_protocol(ours: Sequence[str], settings: Mapping[str, Any]) -> str:
     return next((key.default for key in keys if key is not None), "retrieval")
 
 
-def start_logging(config: Config, models: Sequence[str]) -> None:
+def start_logging(config: Config, models: Sequence[str], further: Sequence[str] = ()) -> None:
     """Console messages for a run of several models; each has a log file of its own."""
     log.start_console(config["state"])
-    protocol = f", protocol {config['protocol']}" if config["protocol"] else ""
+    protocol = f", protocol {', '.join([config['protocol'], *further])}" if config["protocol"] else ""
     getLogger().info(f"Comparing {', '.join(models)} on {config['dataset']}{protocol}")
 
 
-def run_model(config: Config, data: SharedData, models: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Train and test one model, or read the result of what was; its row, and its teacher's if that is not among ``models``."""
+def run_model(
+    config: Config, data: SharedData, models: Sequence[str] = (), tests: Sequence[Config] = ()
+) -> list[dict[str, Any]]:
+    """Train and test one model, or read the result of what was; its rows, and its teacher's if that is not among ``models``.
+
+    Args:
+        config: of the model.
+        data: builds the dataset.
+        models: all models of the comparison.
+        tests: configurations of the test under further protocols, see :func:`under_protocols`.
+    """
     splits = data.splits(config)
     if not is_ours(config["model"]):
-        return [stock_row(stock.train_or_load(config, splits, config["teacher_training"] or "prefix"))]
+        return stock_rows(stock.train_or_load(config, splits, config["teacher_training"] or "prefix"), tests)
     memory = PeakMemory()
     init_seed(config["seed"], config["reproducibility"])
     train = data.train(config)
@@ -208,16 +232,37 @@ def run_model(config: Config, data: SharedData, models: Sequence[str] = ()) -> l
         complete_settings(config, model)
     folder = run_folder(config, identity_of(model))
     with log.run_log(config["model"], folder.name), held(folder):
-        row = None if not is_trained(folder) else row_of_test(folder, config, splits["test"])
-        if row is None:
-            row = _train_and_test(trainer_class, config, model, dataloaders(config, train, splits), folder, memory)
+        kept = _kept_rows(folder, [config, *tests], splits["test"]) if is_trained(folder) else []
+        rows = [row for row in kept if row is not None]
+        if len(rows) <= len(tests):  # some are missing
+            loaders = dataloaders(config, train, splits)
+            rows = _train_and_test(trainer_class, config, model, loaders, folder, memory, tests)
         else:
             getLogger().info(f"{config['model']}: using the trained model in {folder}; --fresh=True trains it anew")
-        getLogger().info(f"{config['model']} test result: {log.decimals(row['metrics'])}")
-    rows = [row]
+        _tell_results(rows, tests)
     if model.teacher is not None and model.teacher.name not in models:
-        rows.append({**stock_row(model.teacher_run), "role": "teacher"})
+        of_teacher = model.teacher_run
+        rows += [{**row, "role": "teacher"} for row in stock_rows(of_teacher, _for_teacher(of_teacher.config, tests))]
     return rows
+
+
+def _for_teacher(config: Config, tests: Sequence[Config]) -> list[Config]:
+    """The configurations of a teacher's tests under the further protocols of its model's."""
+    return under_protocols(config, [test["protocol"] for test in tests])
+
+
+def _kept_rows(folder: Path, configs: Sequence[Config], split: Any) -> list[dict[str, Any] | None]:
+    """:func:`row_of_test` under each protocol; None in all places where the first has to be made anew."""
+    first = row_of_test(folder, configs[0], split)
+    if first is None:  # its record goes, and with it those of the others
+        return [None] * len(configs)
+    return [first, *(row_of_test(folder, config, split) for config in configs[1:])]
+
+
+def _tell_results(rows: Sequence[Mapping[str, Any]], tests: Sequence[Config]) -> None:
+    for row in rows:
+        under = f" ({row['record']['protocol']})" if tests else ""
+        getLogger().info(f"{row['record']['model']} test result{under}: {log.decimals(row['metrics'])}")
 
 
 def is_trained(folder: Path) -> bool:
@@ -226,9 +271,15 @@ def is_trained(folder: Path) -> bool:
 
 
 def _train_and_test(
-    trainer_class: Any, config: Config, model: Any, loaders: tuple[Any, Any, Any], folder: Path, memory: PeakMemory
-) -> dict[str, Any]:
-    """Train a model of ours where that is not done, test it and write its record; ``folder`` must be held."""
+    trainer_class: Any,
+    config: Config,
+    model: Any,
+    loaders: tuple[Any, Any, Any],
+    folder: Path,
+    memory: PeakMemory,
+    tests: Sequence[Config],
+) -> list[dict[str, Any]]:
+    """Train a model of ours and test it, where that is not done, and write its record; ``folder`` must be held."""
     train_data, valid_data, test_data = loaders
     settings, _ = settings_of(config)
     with log.tracked(folder.name, settings):
@@ -236,25 +287,39 @@ def _train_and_test(
         trainer = trainer_class(config, model)
         trainer.saved_model_file = str(folder)
         train_or_find(trainer, config, folder, train_data, valid_data)
-        trainer.evaluate(test_data, show_progress=config["show_progress"])
+        kept = _kept_rows(folder, [config, *tests], test_data._dataset)
+        rows = [kept[0] or _first_test(trainer, config, model, folder, train_data, test_data, memory)]
+        for test, row in zip(tests, kept[1:], strict=True):
+            if row is None:
+                trainer.test_config = test
+                trainer.evaluate(test_data, show_progress=config["show_progress"])
+                row = keep_test(rows[0], test, trainer.last_ranking)
+            rows.append(row)
         trainer.tensorboard.close()
-        row = keep_run(
-            folder,
-            config,
-            train_data._dataset,
-            trainer.last_ranking,
-            read_curve(folder),
-            fingerprint=model.fingerprint,
-            started=trainer.started,
-            train_seconds=trainer.train_seconds,
-            valid=trainer.best_valid_result,
-            trained_parameters=sum(parameter.numel() for parameter in model.trained_parameters().values()),
-            memory=memory,
-            backbone=main_backbone(model),
-            teacher=None if model.teacher is None else {"model": model.teacher.name, "folder": str(model.teacher_run.folder)},
-        )
-        log.note_result(folder.name, settings, row["metrics"], trainer.step)
-    return row
+        log.note_result(folder.name, settings, rows[0]["metrics"], trainer.step)
+    return rows
+
+
+def _first_test(
+    trainer: Any, config: Config, model: Any, folder: Path, train_data: Any, test_data: Any, memory: PeakMemory
+) -> dict[str, Any]:
+    """Test a model of ours under the protocol that it was trained for, and write its record."""
+    trainer.evaluate(test_data, show_progress=config["show_progress"])
+    return keep_run(
+        folder,
+        config,
+        train_data._dataset,
+        trainer.last_ranking,
+        read_curve(folder),
+        fingerprint=model.fingerprint,
+        started=trainer.started,
+        train_seconds=trainer.train_seconds,
+        valid=trainer.best_valid_result,
+        trained_parameters=sum(parameter.numel() for parameter in model.trained_parameters().values()),
+        memory=memory,
+        backbone=main_backbone(model),
+        teacher=None if model.teacher is None else {"model": model.teacher.name, "folder": str(model.teacher_run.folder)},
+    )
 
 
 def main_backbone(model: Any) -> dict[str, Any] | None:
@@ -293,12 +358,15 @@ def row_of_test(folder: Path, config: Config, split: Any) -> dict[str, Any] | No
     if config["endpoint_url"]:  # what was not answered is asked again; the answers are in a file of their own
         return None
     try:
-        row = run.read_run(folder).row()
+        found = run.read_run(folder)
+        if config["protocol"] not in found.protocols:
+            return None
+        row = found.under(config["protocol"]).row()
     except UserError as error:
         getLogger().warning(f"{error} It is tested again.")
         return None
     record = row["record"]
-    if record["protocol"] != config["protocol"] or row["test_set"] != identify_test_set(split, config):
+    if row["test_set"] != identify_test_set(split, config):
         return None
     wanted = {"metrics": config["metrics"], "topk": config["topk"]}
     if all(record["settings"].get(key) == run.plain(value) for key, value in wanted.items()):
@@ -327,30 +395,35 @@ def run_folder(config: Config, identity: Any) -> Path:
     return Path(config["checkpoint_dir"]) / f"{config['model']}-{config['dataset']}-seed{config['seed']}-{digest}"
 
 
-def stock_row(trained: stock.StockRun) -> dict[str, Any]:
-    """The results row of a trained stock model: read where it was tested before on the same candidates, else made now."""
+def stock_rows(trained: stock.StockRun, tests: Sequence[Config] = ()) -> list[dict[str, Any]]:
+    """The rows of a trained stock model, one for each protocol: read where it was tested before on the same candidates."""
     config, folder = trained.config, trained.folder
     own = folder.parent == Path(config["checkpoint_dir"])  # else it is somebody's teacher_checkpoint
     memory = PeakMemory()
     with log.run_log(config["model"], folder.name), held(folder) if own else nullcontext():
-        row = row_of_test(folder, config, trained.splits["test"])
-        if row is None:
-            row = _test_stock(trained, own, memory)
-        getLogger().info(f"{config['model']} test result: {log.decimals(row['metrics'])}")
-    return row
+        kept = _kept_rows(folder, [config, *tests], trained.splits["test"])
+        rows = [kept[0] or _test_stock(trained, own, memory)]
+        for test, row in zip(tests, kept[1:], strict=True):
+            rows.append(row or keep_test(rows[0], test, _ranking_of_stock(trained, test), write=own))
+        _tell_results(rows, tests)
+    return rows
 
 
-def _test_stock(trained: stock.StockRun, own: bool, memory: PeakMemory) -> dict[str, Any]:
-    config, splits, settings = trained.config, trained.splits, settings_of(trained.config)[0]
+def _ranking_of_stock(trained: stock.StockRun, config: Config) -> Any:
     trained.model.eval()
-    ranking = evaluate(
+    return evaluate(
         stock_scores(trained.model),
         stock_predictions(trained.model),
-        splits["test"],
+        trained.splits["test"],
         config,
         "test",
         progress=config["show_progress"],
     )
+
+
+def _test_stock(trained: stock.StockRun, own: bool, memory: PeakMemory) -> dict[str, Any]:
+    config, splits, settings = trained.config, trained.splits, settings_of(trained.config)[0]
+    ranking = _ranking_of_stock(trained, config)
     row = keep_run(
         trained.folder,
         config,

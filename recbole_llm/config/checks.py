@@ -249,6 +249,13 @@ def _check_evaluation(config: Any, settings: Mapping) -> None:
     good = isinstance(split, dict) and len(split) == 1
     if good and "LS" in split:
         good = split["LS"] in ("valid_and_test", "valid_only", "test_only")
+    elif good and "TC" in split:
+        good = split["TC"] == "valid_and_test"
+        if not _ours(config) and not _isolated(config):
+            raise UserError(
+                f"protocol: temporal: RecBole's own runner knows no split by a cut in time for {model}; compare by "
+                f"run_recbole_llm.py ({where})."
+            )
     elif good:
         ratios = split.get("RS")
         good = isinstance(ratios, (list, tuple)) and all(
@@ -257,9 +264,12 @@ def _check_evaluation(config: Any, settings: Mapping) -> None:
         good = good and sum(ratios) > 0
     if not good:
         raise UserError(
-            f"eval_args: split must be {{LS: valid_and_test}} (also valid_only, test_only) or {{RS: [0.8, 0.1, 0.1]}}, "
-            f"not {split!r} ({where})."
+            f"eval_args: split must be {{LS: valid_and_test}} (also valid_only, test_only), {{RS: [0.8, 0.1, 0.1]}} or "
+            f"{{TC: valid_and_test}}, not {split!r} ({where})."
         )
+    of_cuts = [key for key in ("valid_from", "test_from", "unseen", "test_targets") if key in config.external_config_dict]
+    if of_cuts and "TC" not in split:
+        raise UserError(f"{of_cuts[0]} needs protocol: temporal ({origin_of(config, of_cuts[0])}).")
     order = arguments.get("order")
     if order not in ("TO", "RO"):
         raise UserError(f"eval_args: order must be TO (by time) or RO (random), not {order!r} ({where}).")

@@ -12,6 +12,7 @@ from typing import Any
 
 from recbole_llm import registry
 from recbole_llm.config.checks import did_you_mean, fitted, no_such_model
+from recbole_llm.config.protocols import protocol_names
 from recbole_llm.config.schema import Key, known_keys, read_schema, read_settings_file
 from recbole_llm.config.settings import check_dataset, model_of
 from recbole_llm.errors import UserError
@@ -38,6 +39,10 @@ def first_look(models: Sequence[str], dataset: str, settings: Mapping[str, Any],
         values, lines, _ = read_settings_file(Path(file))
         given.update({name: (value, f"{file}:{lines[name] + 1}") for name, value in values.items()})
     given.update({name: (value, "command line") for name, value in settings.items()})
+    if "protocol" in given:
+        names = protocol_names(given["protocol"][0])
+        if len(names) > 1:
+            del given["protocol"]  # they are all known
     _check_keys(models, given)
     data_path = given.get("data_path", ("dataset/", ""))[0]
     if dataset != "ml-100k" and isinstance(data_path, str):  # RecBole has its files in its own package

@@ -50,7 +50,10 @@ def data_settings(config: Config) -> dict[str, Any]:
 
 def settings_for_teacher(config: Config) -> dict[str, Any]:
     """What the user said of a run that holds for the teacher of its LLM recommender, too: data, evaluation, machine."""
-    overall = {name for name, key in shared_schema()["overall"].items() if key.mark in ("", "data", "text")}
+    schema = shared_schema()
+    overall = {name for name, key in schema["overall"].items() if key.mark in ("", "data", "text")}
+    of_protocols = [key for group, keys in schema.items() if group.startswith("protocol/") for key in keys.values()]
+    overall |= {key.name for key in of_protocols if key.mark == "data"}
     arguments = recbole_arguments()
     shared = {*arguments["general"], *arguments["evaluation"], *arguments["dataset"], *overall} - own_training_keys()
     return {name: value for name, value in config.external_config_dict.items() if name in shared}

@@ -30,6 +30,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -198,9 +199,8 @@ class Key:
     @property
     def choices(self) -> list[str]:
         """The entries of ``one of``, else nothing."""
-        if not self.constraint.startswith("one of"):
-            return []
-        return [choice.strip() for choice in self.constraint[len("one of") :].split("|")]
+        listed = self.constraint[len("one of") :] if self.constraint.startswith("one of") else ""
+        return [choice.strip() for choice in listed.split("|") if listed]
 
     def fit(self, value: Any) -> Any:
         """Return ``value`` in the key's type: 3.0 as the int 3, ``"1e-4"`` as a number, a lone text as a list of one.
@@ -253,6 +253,8 @@ class Key:
                 return int(value)
             if "float" in types and (abs(value) <= _LARGEST_NUMBER if isinstance(value, int) else math.isfinite(value)):
                 return float(value)
+        elif isinstance(value, date) and "str" in types:  # as YAML reads 2021-08-11
+            return value.isoformat()
         elif isinstance(value, dict) and "dict" in types:
             return value
         elif isinstance(value, (list, tuple)) and {"list", "pair"} & set(types):
@@ -262,8 +264,7 @@ class Key:
                 return self._typed(self._parsed(value))
             if "str" in types:
                 return value
-            parsed = self._parsed(value)
-            if not isinstance(parsed, str):
+            if not isinstance(parsed := self._parsed(value), str):
                 return self._typed(parsed)
             if "list" in types:
                 return [value]
@@ -287,9 +288,8 @@ class Key:
             return isinstance(value, (bool, str)) and type(value).__name__ in self.types
         if constraint.startswith("in"):
             low, high = (float(bound) for bound in re.findall(_NUMBER, constraint))
-            above = value > low if "(" in constraint else value >= low
             below = value < high if ")" in constraint else value <= high
-            return above and below
+            return below and (value > low if "(" in constraint else value >= low)
         sign, bound = re.fullmatch(rf"([<>]=?)\s*({_NUMBER})", constraint).groups()
         bound = float(bound)
         return {">": value > bound, ">=": value >= bound, "<": value < bound, "<=": value <= bound}[sign]

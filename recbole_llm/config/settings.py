@@ -102,10 +102,13 @@ def _beside_data(config: Any, dataset: Any) -> dict[str, Any]:
 
 def _limit_candidates(internal: dict[str, Any], most: Any) -> None:
     """Let a protocol's uniN draw ``most`` other candidates where the catalogue is too small for N."""
-    mode = internal["eval_args"]["mode"]
+    internal["eval_args"]["mode"] = limited_mode(internal["eval_args"]["mode"], most)
+
+
+def limited_mode(mode: str, most: Any) -> str:
+    """A protocol's ``mode`` with at most ``most`` other candidates; None: as many as it says."""
     number = re.fullmatch(r"uni(\d+)", str(mode))
-    if number is not None and isinstance(most, int) and most < int(number[1]):
-        internal["eval_args"]["mode"] = f"uni{most}"
+    return f"uni{most}" if number is not None and isinstance(most, int) and most < int(number[1]) else mode
 
 
 def _fit_to_stock_model(internal: dict, external: Mapping, model_class: type, recbole_negatives: Any) -> None:

@@ -31,8 +31,10 @@ from recbole.utils import FeatureSource, FeatureType
 
 from recbole_llm.config.settings import select
 from recbole_llm.data import atomic
-from recbole_llm.data.perturbation import KINDS, perturb_histories
+from recbole_llm.data.guards import GuardSettings, guarded, with_distinct_texts, without_repeated_rows
+from recbole_llm.data.perturbation import training_order
 from recbole_llm.data.sequences import gather_windows
+from recbole_llm.data.temporal import Cuts, TemporalSettings, find_cuts, leave_out_unseen, lone_interactions, target_rows
 from recbole_llm.errors import UserError, closest, printable
 
 TIMESTAMP_FORMATS = ("auto", "unix", "unix_ms", "none")
@@ -116,6 +118,9 @@ class TextSequentialDataset(SequentialDataset):
         splits (dict[str, TextSequentialDataset]): on every split that ``build`` returns: ``train`` (all its rows),
             ``valid`` and ``test``.
         all_rows (TextSequentialDataset): on the train split that ``build`` returns: the same with all its rows.
+        cuts (Cuts | None): where the data are split by time for all users, the two cuts.
+        lone_interactions (tuple[torch.Tensor, torch.Tensor] | None): under such a split the users (int64 ``[n]``) that have
+            one training interaction, and so no training row, and its items.
     """
 
     item_texts: list[str]
@@ -126,11 +131,15 @@ class TextSequentialDataset(SequentialDataset):
     fingerprint: str
     text_fingerprint: str
     column_fingerprint: str
+    cuts: Cuts | None = None
+    lone_interactions: tuple[torch.Tensor, torch.Tensor] | None = None
 
     # ---- Loading
 
     def _get_field_from_config(self) -> None:
         self._settings = TextDataSettings.of_config(self.config)
+        self._temporal = TemporalSettings.of_config(self.config)
+        self._guards = select(GuardSettings, self.config)
         super()._get_field_from_config()
 
     def _load_data(self, token: str, dataset_path: str) -> None:
@@ -282,6 +291,8 @@ class TextSequentialDataset(SequentialDataset):
 
     def _remove_duplication(self) -> None:
         """As RecBole's, with a stable sort: of equal timestamps, the first in the file is the first."""
+        fields = self.uid_field, self.iid_field, self.time_field
+        self.inter_feat = without_repeated_rows(self.inter_feat, fields, self._guards, self.logger)
         keep = self.config["rm_dup_inter"]
         if keep is None:
             return
@@ -295,6 +306,13 @@ class TextSequentialDataset(SequentialDataset):
                 f"no interaction of {self._inter_path} is left after filtering ({self._active_filters()}): loosen these keys"
             )
         self._check_histories()
+        if self._temporal is not None:
+            times = self.inter_feat[self.time_field].to_numpy(np.float64)
+            self.cuts = find_cuts(self._temporal, times, self._timestamp_unit(times))
+            periods = self.cuts.period(times)
+            kept, said = leave_out_unseen(self.inter_feat, self.uid_field, self.iid_field, periods, self._temporal)
+            self.inter_feat = self.inter_feat[kept].copy()
+            self.logger.info(f"{self.dataset_name}: {self.cuts}; {said}")
         super()._reset_index()
 
     def _active_filters(self) -> str:
@@ -320,7 +338,7 @@ class TextSequentialDataset(SequentialDataset):
 
     def _data_processing(self) -> None:
         super()._data_processing()
-        self.item_attributes = self._collect_item_attributes()
+        self.item_attributes = with_distinct_texts(self._collect_item_attributes(), self._guards, self.logger)
         self.text_fingerprint = self._identify_texts()
         self.column_fingerprint = self._identify_columns()
         self.item_texts = [self._settings.item_text_separator.join(attributes) for attributes in self.item_attributes]
@@ -410,6 +428,10 @@ class TextSequentialDataset(SequentialDataset):
         digest.update(times.astype("<f8").tobytes())
         if self._settings.like_threshold is not None:
             digest.update(self.inter_feat[self._settings.rating_field].to_numpy("<f8").tobytes())
+        if self._guards.of_rows:
+            digest.update(json.dumps(self._guards.of_rows, sort_keys=True).encode())
+        if self.cuts is not None:
+            digest.update(repr([self.cuts, self._temporal.unseen, self._temporal.test_targets]).encode())
         if self.config["shuffle_training"] is not None:
             digest.update(f"shuffle_training {self.config['shuffle_training']} {self.config['seed']}".encode())
         return digest.hexdigest()
@@ -477,51 +499,30 @@ class TextSequentialDataset(SequentialDataset):
         row = torch.arange(len(users))
         starts = torch.cat([torch.ones(1, dtype=torch.bool), users[1:] != users[:-1]])
         first_row = torch.cummax(torch.where(starts, row, 0), dim=0).values  # where the user's sequence begins
-        targets = row[~starts]
-        lengths = (targets - first_row[~starts]).clamp(max=self.max_item_list_len)
-
         source = self.inter_feat.interaction
+        targets = ends = row[~starts]
+        if self.cuts is not None:
+            known = users.numpy(), source[self.time_field].numpy(), self.cuts
+            targets, ends = map(torch.from_numpy, target_rows(*known, self._temporal.test_targets))
+            lone = torch.from_numpy(lone_interactions(*known))
+            self.lone_interactions = users[lone], source[self.iid_field][lone]
+        lengths = (ends - first_row[targets]).clamp(max=self.max_item_list_len)
+
         if self.config["shuffle_training"] is not None:
             # The sequences in another order stand behind the original ones; the training rows are read from there.
-            order, is_training = self._training_order(users.numpy(), first_row.numpy())
+            items, split = self.inter_feat[self.iid_field].numpy(), self.config["eval_args"]["split"]
+            known = items, users.numpy(), first_row.numpy()
+            order, is_training = training_order(*known, self.config["shuffle_training"], int(self.config["seed"]), split)
             moved = {field: values[order] for field, values in source.items() if field not in (self.uid_field, self.time_field)}
             source = {field: torch.cat([values, moved.get(field, values)]) for field, values in source.items()}
-            targets = targets + len(users) * is_training[targets]
+            targets = ends = targets + len(users) * is_training[targets]
         rows = {field: values[targets] for field, values in source.items()}
         rows[self.item_list_length_field] = lengths
         for field, values in source.items():
             if field != self.uid_field:
                 list_field = getattr(self, f"{field}_list_field")
-                rows[list_field] = gather_windows(values, targets - lengths, lengths, self.max_item_list_len)
+                rows[list_field] = gather_windows(values, ends - lengths, lengths, self.max_item_list_len)
         self.inter_feat = Interaction(rows)
-
-    def _training_order(self, users: np.ndarray, first_row: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """For ``shuffle_training``: the row that each row takes its item from, and whether it belongs to the training split.
-
-        Args:
-            users: internal user ids of the interactions ``[N]``, sorted.
-            first_row: where each one's user begins ``[N]``.
-        """
-        kind, split = self.config["shuffle_training"], self.config["eval_args"]["split"]
-        if kind not in KINDS:
-            raise UserError(f"the key shuffle_training is {kind!r}: set it to one of {', '.join(KINDS)}")
-        if split != {"LS": "valid_and_test"}:
-            raise UserError(
-                f"the key shuffle_training needs the split {{'LS': 'valid_and_test'}} in eval_args, not {split}: set that split"
-            )
-        items = self.inter_feat[self.iid_field].numpy()
-        begins = np.unique(first_row)
-        lengths = np.diff(np.append(begins, len(users)))
-        lengths -= np.clip(lengths - 2, 0, 2)  # validation and test; a user of three items has no validation item
-        order = np.arange(len(users))
-        is_training = order - first_row < np.repeat(lengths, np.diff(np.append(begins, len(users))))
-        for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True):
-            part = np.arange(begin, begin + length)
-            moved, _ = perturb_histories(
-                items[part][None], np.array([length]), users[begin : begin + 1], kind, int(self.config["seed"])
-            )
-            order[part] = part[moved[0]]
-        return torch.from_numpy(order), torch.from_numpy(is_training)
 
     def build(self) -> list[TextSequentialDataset]:
         """Return the train, valid and test splits, as RecBole makes them.
@@ -532,8 +533,10 @@ class TextSequentialDataset(SequentialDataset):
         targets = self.config["train_targets"] or "all"  # read here: the same dataset may be split for each of them
         if targets not in TRAIN_TARGETS:
             raise UserError(f"the key train_targets is {targets!r}: set it to one of {', '.join(TRAIN_TARGETS)}")
-        train, valid, test = super().build()
+        train, valid, test = super().build() if self.cuts is None else self._split_by_time()
         self._check_splits({"train": train, "valid": valid, "test": test})
+        kept = guarded(train, {"valid": valid, "test": test}, self.item_texts, self._guards, self.logger)
+        valid, test = kept["valid"], kept["test"]
 
         all_rows = train
         if targets != "all":
@@ -550,6 +553,11 @@ class TextSequentialDataset(SequentialDataset):
             split.splits = splits
         return [train, valid, test]
 
+    def _split_by_time(self) -> list[TextSequentialDataset]:
+        self._change_feat_format()
+        periods = self.cuts.period(self.inter_feat[self.time_field].numpy())
+        return [self.copy(self.inter_feat[np.flatnonzero(periods == part)]) for part in range(3)]
+
     def _check_splits(self, splits: dict[str, TextSequentialDataset]) -> None:
         split = self._settings.eval_args["split"]
         empty = [phase for phase, dataset in splits.items() if len(dataset) == 0]
@@ -557,4 +565,9 @@ class TextSequentialDataset(SequentialDataset):
             raise UserError(
                 f"no user in {self._inter_path} has enough interactions for a {empty[0]} row under the split {split} "
                 f"(one needs {SHORTEST_HISTORY + 1} for train, valid and test): add longer histories, or loosen the filters"
+            )
+        if empty and self.cuts is not None:
+            raise UserError(
+                f"no user in {self._inter_path} has a {empty[0]} row, an interaction with others before it, under valid_from: "
+                f"{self._temporal.valid_from} and test_from: {self._temporal.test_from}: move the cuts, or set unseen to keep"
             )

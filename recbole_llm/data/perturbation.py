@@ -1,12 +1,17 @@
 """Perturbed orders of a history: the multi-scale negatives of LLM-STAR (section 3.2), and the tests of order sensitivity.
 
-Every function keeps the multiset of items, never returns the order it was given, and returns None where the history
-is too short or too uniform to have another order of that kind.
+Every function of a history keeps the multiset of items, never returns the order it was given, and returns None where the
+history is too short or too uniform to have another order of that kind.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import torch
+
+from recbole_llm.errors import UserError
 
 KINDS = ("whole", "window", "last", "reverse")
 REDRAWS = 8  # random redraws before the orders that differ are enumerated by swapping
@@ -125,6 +130,39 @@ def reverse(items: np.ndarray) -> np.ndarray | None:
     """The sequence backwards, int64 ``[n]``; None where that is the same."""
     backwards = items[::-1].copy()
     return None if (backwards == items).all() else backwards
+
+
+def training_order(
+    items: np.ndarray, users: np.ndarray, first_row: np.ndarray, kind: str, seed: int, split: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For ``shuffle_training``: the row that each row takes its item from, and whether it belongs to the training split.
+
+    Args:
+        items, users: internal ids of the interactions ``[N]``, sorted by user.
+        first_row: where each one's user begins ``[N]``.
+        kind: of :data:`KINDS`.
+        seed: of the run.
+        split: of ``eval_args``.
+
+    Raises:
+        UserError: another kind, or another split than the last items left out.
+    """
+    if kind not in KINDS:
+        raise UserError(f"the key shuffle_training is {kind!r}: set it to one of {', '.join(KINDS)}")
+    if split != {"LS": "valid_and_test"}:
+        raise UserError(
+            f"the key shuffle_training needs the split {{'LS': 'valid_and_test'}} in eval_args, not {split}: set that split"
+        )
+    begins = np.unique(first_row)
+    lengths = np.diff(np.append(begins, len(users)))
+    lengths -= np.clip(lengths - 2, 0, 2)  # validation and test; a user of three items has no validation item
+    order = np.arange(len(users))
+    is_training = order - first_row < np.repeat(lengths, np.diff(np.append(begins, len(users))))
+    for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True):
+        part = np.arange(begin, begin + length)
+        moved, _ = perturb_histories(items[part][None], np.array([length]), users[begin : begin + 1], kind, seed)
+        order[part] = part[moved[0]]
+    return torch.from_numpy(order), torch.from_numpy(is_training)
 
 
 def perturb_histories(

@@ -28,14 +28,19 @@ def single_interactions(train: Any) -> Any:
     """The interactions of a training split, each once and without its history, as a plain RecBole ``Dataset``.
 
     What a model learns from that knows users and items, but no sequences. A row of the split is a prefix with its target:
-    the first item of each user, which no row has as its target, is among the interactions here.
+    the first item of each user, which no row has as its target, is among the interactions here, and so is the item of a
+    user that has no other.
 
     Args:
         train: a training split, one row per prefix.
     """
     sequences = user_sequences(train)
     users = np.repeat(np.unique(train.inter_feat[train.uid_field].numpy()), [len(sequence) for sequence in sequences])
-    rows = {train.uid_field: torch.from_numpy(users), train.iid_field: torch.from_numpy(np.concatenate(sequences))}
+    lone_users, lone_items = train.lone_interactions or (torch.empty(0, dtype=torch.int64),) * 2
+    rows = {
+        train.uid_field: torch.cat([torch.from_numpy(users), lone_users]),
+        train.iid_field: torch.cat([torch.from_numpy(np.concatenate(sequences)), lone_items]),
+    }
     plain = copy.copy(train)
     plain.__class__ = Dataset  # a sequential one would look for histories in its rows
     plain.inter_feat = Interaction(rows)

@@ -21,6 +21,7 @@ class CandidateEvaluation:
     Attributes:
         last_ranking: the result of the last evaluation, with the rank (or the label) of every user's target.
         predicts_probabilities: whether what the model predicts of an item is a probability.
+        test_config: of a test under a further protocol; None: the training's own.
     """
 
     # RecBole's Trainer has these.
@@ -32,6 +33,7 @@ class CandidateEvaluation:
 
     last_ranking: RankingResult | LabelResult | None = None
     predicts_probabilities = False
+    test_config: Any = None
 
     def _load_best(self, file: str) -> None:
         # Trusted: RecBole's own pickle, written by this very run.
@@ -51,7 +53,8 @@ class CandidateEvaluation:
             self._load_best(model_file or self.saved_model_file)
         self.model.eval()
         split = eval_data._dataset
-        settings = EvaluationSettings.of_config(self.config)
+        config = self.test_config or self.config
+        settings = EvaluationSettings.of_config(config)
         phase = "valid" if split is split.splits["valid"] else "test"
         rows = pool = None
         if phase == "valid":
@@ -60,7 +63,7 @@ class CandidateEvaluation:
         self.last_ranking = evaluate(
             *self._scores(),
             split,
-            self.config,
+            config,
             phase,
             rows=rows,
             pool=pool,
@@ -70,5 +73,6 @@ class CandidateEvaluation:
             rank_targets=getattr(self.model, "rank_targets", None),
         )
         if phase == "test":  # those of a validation are logged by the training
-            self.wandblogger.log_eval_metrics(self.last_ranking.metrics, head="test")
+            head = "test" if self.test_config is None else f"test_{config['protocol']}"
+            self.wandblogger.log_eval_metrics(self.last_ranking.metrics, head=head)
         return self.last_ranking.metrics

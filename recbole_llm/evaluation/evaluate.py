@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidates import draw_candidates, row_names
+from recbole_llm.evaluation.candidates_file import sets_of_test
 from recbole_llm.evaluation.protocols import EvaluationSettings, evaluation_mode
 from recbole_llm.evaluation.randomness import row_key
 from recbole_llm.evaluation.ranking import metrics_from_ranks, rank_from_counts, rank_in_catalogue, rank_of_target
@@ -208,7 +209,7 @@ def evaluate_ranking(
     """
     started = time.perf_counter()
     settings = EvaluationSettings.of_config(config)
-    mode, sampling, seed = evaluation_mode(settings, phase), settings.sampling, settings.seed
+    seed = settings.seed
     rows = np.arange(len(split.inter_feat)) if rows is None else np.asarray(rows, dtype=np.int64)
     if len(rows) == 0:
         raise UserError(f"the {phase} split has no rows to evaluate; check the dataset's filters and eval_args.")
@@ -216,13 +217,10 @@ def evaluate_ranking(
     names = row_names(split)[rows]
     targets = split.inter_feat[split.iid_field][rows]
     candidates = counted = None
-    if mode is not None:
-        distribution, number = mode
-        drawn = draw_candidates(
-            split, number, seed, phase, sampling=sampling, distribution=distribution, rows=rows, pool=pool
-        )
+    drawn, repeats = _candidates(split, settings, phase, rows, pool)
+    if drawn is not None:
         candidates = torch.from_numpy(drawn)
-        if sampling == "recbole":
+        if repeats:
             # RecBole writes scores into one place per item, so that a repeated item counts once; so does this.
             counted = torch.from_numpy(_first_occurrence(drawn))
 
@@ -269,15 +267,24 @@ def identify_test_set(split: Any, config: Any, phase: str = "test") -> str:
     if settings.mode(phase) == "labeled":
         labels = split.inter_feat[settings.rating_field].numpy() > settings.like_threshold
         return _digest(users, targets, labels.astype(np.int64))
+    drawn, _ = _candidates(split, settings, phase, np.arange(len(targets)), None)
+    return _digest(users, targets, np.array([split.item_num]) if drawn is None else drawn)
+
+
+def _candidates(
+    split: Any, settings: EvaluationSettings, phase: str, rows: np.ndarray, pool: int | None
+) -> tuple[np.ndarray | None, bool]:
+    """The candidates of some rows, None for the whole catalogue, and whether an item may stand twice in a row."""
+    if settings.candidates_file and phase == "test":
+        return sets_of_test(split, settings, rows)
     mode = evaluation_mode(settings, phase)
     if mode is None:
-        return _digest(users, targets, np.array([split.item_num]))
-    distribution, number = mode
-    rows = np.arange(len(targets))
+        return None, False
+    (distribution, number), sampling = mode, settings.sampling
     drawn = draw_candidates(
-        split, number, settings.seed, phase, sampling=settings.sampling, distribution=distribution, rows=rows, pool=None
+        split, number, settings.seed, phase, sampling=sampling, distribution=distribution, rows=rows, pool=pool
     )
-    return _digest(users, targets, drawn)
+    return drawn, sampling == "recbole"
 
 
 def _digest(users: Sequence[str], *parts: np.ndarray | Tensor) -> str:

@@ -18,6 +18,7 @@ class EvaluationSettings:
     Attributes:
         eval_args: split, order and mode; of these the mode is read.
         candidate_sampling: ``non_interacted`` or ``recbole``; None: ``non_interacted``.
+        candidates_file: of the test, see :mod:`recbole_llm.evaluation.candidates_file`; None: candidates are drawn.
         metrics: names of RecBole's metrics.
         topk: cut-offs.
         seed: of the candidates, of ties and of the rows that are validated.
@@ -29,6 +30,7 @@ class EvaluationSettings:
 
     eval_args: Mapping[str, Any]
     candidate_sampling: str | None
+    candidates_file: str | None
     metrics: Sequence[str]
     topk: Sequence[int]
     seed: int

@@ -22,11 +22,13 @@ class Form:
     Attributes:
         loss_names: names of the parts of :meth:`loss`, in order.
         protocol: the preset of split, candidates and metrics that the form needs; None: any that ranks.
+        ranks_catalogue: whether the form can rank all items, not candidates that are listed alone.
         prompts: builds the form's prompts.
     """
 
     loss_names: tuple[str, ...] = ()
     protocol: str | None = None
+    ranks_catalogue: bool = True
 
     def __init__(self, model: Any, config: Config, dataset: TextSequentialDataset) -> None:
         self.model, self.dataset = model, dataset

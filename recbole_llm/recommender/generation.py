@@ -238,6 +238,7 @@ class GenerationForm(Form):
 
     loss_names = ("title",)
     protocol = "generation"
+    ranks_catalogue = False
 
     def __init__(self, model: Any, config: Config, dataset: TextSequentialDataset) -> None:
         super().__init__(model, config, dataset)

@@ -124,6 +124,7 @@ class YesNoForm(Form):
 
     loss_names = ("answer",)
     protocol = "yes_no"
+    ranks_catalogue = False
 
     def __init__(self, model: Any, config: Config, dataset: TextSequentialDataset) -> None:
         super().__init__(model, config, dataset)

@@ -19,7 +19,7 @@ import torch
 
 from recbole_llm._version import __version__
 from recbole_llm.evaluation.evaluate import LabelResult, RankingResult
-from recbole_llm.results.run import plain, row_of, write_run
+from recbole_llm.results.run import add_test, plain, record_under, row_of, write_run
 
 PACKAGES = ("recbole", "torch", "transformers", "peft", "numpy")
 
@@ -96,6 +96,7 @@ def keep_run(
         "test_set": ranking.test_set,
         "valid_metric": config["valid_metric"],
         "metrics": {"valid": dict(valid or {}), "test": dict(ranking.metrics)},
+        "tests": {},
     }
     columns: dict[str, Any]
     if isinstance(ranking, RankingResult):
@@ -106,6 +107,36 @@ def keep_run(
         record = write_run(folder, record, curve, ranking.user_ids, **columns).record
     row = {**row_of(record), "metrics": dict(ranking.metrics), "checkpoint": str(folder)}
     return {**row, "user_ids": ranking.user_ids, **columns}
+
+
+def keep_test(row: Mapping[str, Any], config: Any, ranking: RankingResult, write: bool = True) -> dict[str, Any]:
+    """Add the test of a trained model under a further protocol to its run.
+
+    Args:
+        row: of the run, as :func:`keep_run` returned it.
+        config: of the test, see :func:`recbole_llm.config.protocols.under_protocols`.
+        ranking: its result.
+        write: False where the folder belongs to others.
+
+    Returns:
+        the row of :mod:`recbole_llm.results.table` under that protocol.
+    """
+    protocol, settings = config["protocol"], plain(config.final_config_dict)
+    test = {
+        "settings": {name: value for name, value in settings.items() if row["record"]["settings"].get(name) != value},
+        "finished": now(),
+        "seconds": ranking.seconds,
+        "users": len(ranking.rows),
+        "test_set": ranking.test_set,
+        "valid_metric": config["valid_metric"],
+        "metrics": plain(dict(ranking.metrics)),
+    }
+    if write:
+        record = add_test(row["checkpoint"], protocol, test, ranking.user_ids, ranks=ranking.ranks).record
+    else:
+        record = record_under({**row["record"], "tests": {protocol: test}}, protocol)
+    found = {**row_of(record), "metrics": dict(ranking.metrics), "checkpoint": row["checkpoint"]}
+    return {**found, "user_ids": ranking.user_ids, "ranks": ranking.ranks}
 
 
 def settings_of(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -53,8 +53,9 @@ def _labeled_record(row: Row) -> dict[str, Any]:
     label, role = str(row["model"]), row.get("role", "model")
     names = {"format": FORMAT, "version": VERSION, "label": label, "role": role, "folder": row.get("checkpoint")}
     if row.get("error"):
-        model = label.partition(":")[0]
-        return {**names, "model": model, "dataset": row["dataset"], "seed": row["seed"], "error": sentence(row["error"])}
+        named = {"model": label.partition(":")[0], "dataset": row["dataset"], "seed": row["seed"]}
+        protocol = (row.get("record") or {}).get("protocol")
+        return {**names, **named, **({"protocol": protocol} if protocol else {}), "error": sentence(row["error"])}
     if row.get("record"):
         return {**names, **row["record"]}
     empty: dict[str, Any] = {name: {} if kinds == (dict,) else None for name, kinds in FIELDS.items()}
@@ -67,8 +68,8 @@ def _labeled_record(row: Row) -> dict[str, Any]:
 def write_per_user(rows: Sequence[Row], file: str | Path) -> None:
     """Write one line per model, seed and evaluated row: model, seed, user, rank and the value of each metric, by tabs.
 
-    Where labels are judged, a line has model, seed, user, label (1: liked) and the value that the model predicted. Runs
-    that failed have no lines.
+    Where labels are judged, a line has model, seed, user, label (1: liked) and the value that the model predicted. Where the
+    rows are of several protocols, the last column names each line's. Runs that failed have no lines.
 
     Raises:
         UserError: the file cannot be written. An older file of that name is then left whole.
@@ -78,18 +79,26 @@ def write_per_user(rows: Sequence[Row], file: str | Path) -> None:
     names = list(dict.fromkeys(name for row in done for name in row["metrics"] if is_per_user(name)))
     text = io.StringIO()
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
-    table.writerow(["model", "seed", "user", *(["label", "value"] if judged else ["rank", *names])])
+    several = len({_protocol(row) for row in (*done, *judged)}) > 1
+    head = ["model", "seed", "user", *(["label", "value"] if judged else ["rank", *names])]
+    table.writerow([*head, "protocol"] if several else head)
     for row in judged:
         for user, label, value in zip(row["user_ids"], row["labels"], row["values"], strict=True):
-            table.writerow([label_of(row), row["seed"], user, label, f"{value:.9g}"])
+            line = [label_of(row), row["seed"], user, label, f"{value:.9g}"]
+            table.writerow([*line, _protocol(row)] if several else line)
     for row in done:
         ranks = np.asarray(row["ranks"])
         values = [per_user(ranks, *split_metric(name)).tolist() if name in row["metrics"] else None for name in names]
         columns = [[""] * len(ranks) if column is None else [f"{value:.6g}" for value in column] for column in values]
         users = range(len(ranks)) if row.get("user_ids") is None else row["user_ids"]
         for user, rank, *cells in zip(users, ranks.tolist(), *columns, strict=True):
-            table.writerow([label_of(row), row["seed"], user, rank, *cells])
+            line = [label_of(row), row["seed"], user, rank, *cells]
+            table.writerow([*line, _protocol(row)] if several else line)
     write_text(file, text.getvalue(), "per_user_file")
+
+
+def _protocol(row: Row) -> str | None:
+    return (row.get("record") or {}).get("protocol")
 
 
 def read_rows(files: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -247,13 +256,14 @@ def _row_of_record(record: dict[str, Any], place: str) -> dict[str, Any]:
         UserError: the record is damaged, or of a newer version.
     """
     names = [record.get("label"), record.get("role"), record.get("model"), record.get("dataset")]
-    names += [record[key] for key in ("folder", "error") if record.get(key) is not None]
+    names += [record[key] for key in ("folder", "error", "protocol") if record.get(key) is not None]
     if not all(isinstance(name, str) and name.isprintable() for name in names):
         raise UserError(f"{place} is damaged: its label, role or folder is missing or no name.")
     if record.get("error") is not None:
         if not isinstance(record.get("seed"), int):
             raise UserError(f"{place} is damaged: its seed is missing or of another kind.")
-        return {"model": record["label"], **{key: record[key] for key in ("dataset", "seed", "role", "error")}, "metrics": {}}
+        failed = {"model": record["label"], **{key: record[key] for key in ("dataset", "seed", "role", "error")}, "metrics": {}}
+        return {**failed, "record": {"protocol": record["protocol"]}} if record.get("protocol") is not None else failed
     row = row_of(checked_record(record, place), record["label"])
     return row if record.get("folder") is None else {**row, "checkpoint": record["folder"]}
 
@@ -276,20 +286,24 @@ def _runs_by_user(file: Path, text: str) -> Iterator[dict[str, Any]]:
     """The runs of a file of :func:`write_per_user`: ``label``, ``seed``, ``user_ids`` and ``ranks`` or labels and values."""
     lines = csv.DictReader(io.StringIO(text), delimiter="\t")
     kinds = {"rank": int} if "rank" in (lines.fieldnames or ()) else {"label": int, "value": float}
-    runs: dict[tuple[str, int], list[list[Any]]] = {}
+    runs: dict[tuple[str, int, str | None], list[list[Any]]] = {}
     try:
         for line in lines:
             values = [kind(line[name]) for name, kind in kinds.items()]
-            runs.setdefault((line["model"], int(line["seed"])), []).append([line["user"], *values])
+            run = line["model"], int(line["seed"]), line.get("protocol")
+            runs.setdefault(run, []).append([line["user"], *values])
     except (KeyError, TypeError, ValueError, csv.Error):
         raise UserError(f"{file}, line {lines.line_num}: this is no line of a per_user_file.") from None
-    for (label, seed), values in runs.items():
+    for (label, seed, protocol), values in runs.items():
         columns = map(np.array, zip(*values, strict=True))
-        yield {"label": label, "seed": seed, **dict(zip(("user_ids", *(f"{kind}s" for kind in kinds)), columns, strict=True))}
+        names = {"label": label, "seed": seed, "protocol": protocol}
+        yield {**names, **dict(zip(("user_ids", *(f"{kind}s" for kind in kinds)), columns, strict=True))}
 
 
 def _belongs(run: Mapping[str, Any], row: Row) -> bool:
     """Whether per-user results are those of a row: of its model, seed and number of users, with its averages."""
+    if run.get("protocol") not in (None, _protocol(row)):
+        return False
     if row.get("error") or (label_of(row), row["seed"], row["users"]) != (run["label"], run["seed"], len(run["user_ids"])):
         return False
     if "ranks" not in run:

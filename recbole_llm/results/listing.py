@@ -178,7 +178,7 @@ def _of_test(found: run.Run) -> dict[str, Any]:
         "model": found.model,
         "dataset": found.dataset,
         "seed": found.seed,
-        "protocol": found.protocol,
+        "protocol": ",".join(filter(None, found.protocols)) or None,
         "metric": metric,
         "value": None if math.isnan(value) else value,
         "minutes": None if math.isnan(found.seconds) else found.seconds / 60,

@@ -121,7 +121,8 @@ def _read(file: Path, text: str, inputs: Inputs) -> None:
     kind = _kind(content)
     if kind == "run":
         run = read_run(file)
-        inputs.rows.append({**run.row(), "curve": run.curve})
+        inputs.rows.append({**run.row(), "curve": run.curve})  # the training is shown once
+        inputs.rows += [run.under(protocol).row() for protocol in run.protocols[1:]]
     elif kind == "results":
         inputs.rows += _results(file)
     elif kind == "analysis":
@@ -141,9 +142,11 @@ def _results(file: Path) -> list[dict[str, Any]]:
     for row in rows:
         folder, record = row.get("checkpoint"), row.get("record")
         if folder is not None and record is not None and (Path(folder) / RECORD).is_file():
-            run = read_run(folder)
+            run, first = read_run(folder), True
+            if record["protocol"] in run.protocols[1:]:
+                run, first = run.under(record["protocol"]), False
             if all(run.record[name] == record[name] for name in ("model", "dataset", "seed", "test_set", "metrics")):
-                row.update(run.ranks(), curve=run.curve)
+                row.update(run.ranks(), **({"curve": run.curve} if first else {}))
     return rows
 
 

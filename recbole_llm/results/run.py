@@ -5,6 +5,7 @@
     saved/LLMSTAR-ml-100k-seed2020-1f3c.../
         run.json         the record
         ranks.parquet    user, rank; where labels are judged: user, label, value
+        ranks-full.parquet   the same under a further protocol, here full
         curve.json       losses and validations on the way
 
 The record is written last: a folder with ``run.json`` holds a model that was trained and tested.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,7 +31,7 @@ from recbole_llm.errors import UserError, first_line
 from recbole_llm.files import replace_file
 
 RECORD, RANKS, CURVE = "run.json", "ranks.parquet", "curve.json"
-FORMAT, VERSION = "recbole-llm run", 1
+FORMAT, VERSION = "recbole-llm run", 2
 
 _TEXT, _NUMBER, _MAYBE_TEXT, _MAYBE_NUMBER = (str,), (int, float), (str, type(None)), (int, float, type(None))
 _DICT, _MAYBE_DICT = (dict,), (dict, type(None))
@@ -60,7 +62,20 @@ FIELDS: Mapping[str, tuple[type, ...]] = {
     "test_set": _MAYBE_TEXT,
     "valid_metric": _MAYBE_TEXT,
     "metrics": _DICT,
+    "tests": _DICT,
 }
+
+# The fields of a test under a further protocol, an entry of ``tests``.
+TEST_FIELDS: Mapping[str, tuple[type, ...]] = {
+    "settings": _DICT,
+    "finished": _MAYBE_TEXT,
+    "seconds": _MAYBE_NUMBER,
+    "users": _MAYBE_NUMBER,
+    "test_set": _MAYBE_TEXT,
+    "valid_metric": _MAYBE_TEXT,
+    "metrics": _DICT,
+}
+_PROTOCOL_NAME = re.compile(r"[A-Za-z0-9_]{1,50}")  # a part of a file's name
 
 
 @dataclass(frozen=True)
@@ -71,11 +86,13 @@ class Run:
         folder: where it lies.
         record: see ``docs/runs.md``; its fields are checked, what its ``settings`` say is not.
         curve: one mapping for each point of the training at which losses were noted or the model was validated.
+        ranks_file: name of the file with every user's result.
     """
 
     folder: Path
     record: dict[str, Any]
     curve: list[dict[str, Any]]
+    ranks_file: str = RANKS
 
     @property
     def name(self) -> str:
@@ -128,7 +145,22 @@ class Run:
         Raises:
             UserError: the file is missing or something else.
         """
-        return read_ranks(self.folder)
+        return read_ranks(self.folder, self.ranks_file)
+
+    @property
+    def protocols(self) -> list[str | None]:
+        """The protocols that it was tested under, that of its training first."""
+        return [self.protocol, *self.record["tests"]]
+
+    def under(self, protocol: str | None) -> Run:
+        """The run as its test under one of :attr:`protocols` tells.
+
+        Raises:
+            KeyError: it was not tested under that one.
+        """
+        if protocol == self.protocol:
+            return self
+        return Run(self.folder, record_under(self.record, str(protocol)), self.curve, ranks_file(str(protocol)))
 
     def row(self, label: str | None = None) -> dict[str, Any]:
         """The run as a row of :mod:`recbole_llm.results.table`, with its record and every user's result.
@@ -137,6 +169,25 @@ class Run:
             label: the name that the table gives it, such as ``LLMSTAR:plain``; default: the model's.
         """
         return {**row_of(self.record, label), "checkpoint": str(self.folder), **self.ranks()}
+
+
+def record_under(record: Mapping[str, Any], protocol: str) -> dict[str, Any]:
+    """The record of a run as its test under a further protocol, one of its ``tests``, tells."""
+    test = record["tests"][protocol]
+    return {
+        **record,
+        "protocol": protocol,
+        "settings": {**record["settings"], **test["settings"]},
+        "seconds": {**record["seconds"], "evaluate": test["seconds"]},
+        "metrics": {**record["metrics"], "test": test["metrics"]},
+        "tests": {},
+        **{name: test[name] for name in ("finished", "users", "test_set", "valid_metric")},
+    }
+
+
+def ranks_file(protocol: str) -> str:
+    """The name of the file with every user's result under a further protocol."""
+    return f"ranks-{protocol}.parquet"
 
 
 def row_of(record: Mapping[str, Any], label: str | None = None) -> dict[str, Any]:
@@ -186,12 +237,52 @@ def write_run(
         FullDiskError: there is no room.
     """
     folder = Path(folder)
-    written: dict[str, Any] = plain({"format": FORMAT, "version": VERSION, **record})
+    written: dict[str, Any] = plain({"format": FORMAT, "version": VERSION, **record, "tests": {}})
     wrong = _first_wrong_field(written) or next((name for name in written if name not in FIELDS), None)
     if wrong is not None:
         raise ValueError(f"the record of a run has no valid {wrong!r}")
     folder.mkdir(parents=True, exist_ok=True)
     forget(folder)
+    _write_ranks(folder / RANKS, user_ids, ranks, labels, values)
+    write_curve(folder, curve)
+    _write_json(folder / RECORD, written)
+    return Run(folder, written, plain(list(curve)))
+
+
+def add_test(
+    folder: str | Path, protocol: str, test: Mapping[str, Any], user_ids: ArrayLike, *, ranks: ArrayLike
+) -> Run:
+    """Add the test under a further protocol to a run, or put it in the place of an earlier one; the record is written last.
+
+    Args:
+        folder: of a run that was tested.
+        protocol: its name.
+        test: the fields of :data:`TEST_FIELDS`.
+        user_ids: ``[n]`` the users' own ids.
+        ranks: ``[n]`` rank of each target, from 1.
+
+    Returns:
+        the run under that protocol.
+
+    Raises:
+        ValueError: a field is missing, unknown or of another type.
+        UserError: there is no run, or a damaged one.
+        FullDiskError: there is no room.
+    """
+    folder, written = Path(folder), plain(test)
+    wrong = _wrong_test(protocol, written) or next((name for name in written if name not in TEST_FIELDS), None)
+    if wrong is not None:
+        raise ValueError(f"the test of a run has no valid {wrong!r}")
+    found = read_run(folder)
+    record = {**found.record, "version": VERSION, "tests": {**found.record["tests"], protocol: written}}
+    _write_ranks(folder / ranks_file(protocol), user_ids, ranks, None, None)
+    _write_json(folder / RECORD, record)
+    return Run(folder, record, found.curve).under(protocol)
+
+
+def _write_ranks(
+    file: Path, user_ids: ArrayLike, ranks: ArrayLike | None, labels: ArrayLike | None, values: ArrayLike | None
+) -> None:
     columns: dict[str, pl.Series] = {"user": pl.Series(np.asarray(user_ids).astype(str).tolist(), dtype=pl.String)}
     if ranks is not None:
         columns["rank"] = pl.Series(np.asarray(ranks).tolist(), dtype=pl.Int32)
@@ -199,10 +290,7 @@ def write_run(
         columns["label"] = pl.Series(np.asarray(labels).tolist(), dtype=pl.Int32)
         columns["value"] = pl.Series(np.asarray(values).tolist(), dtype=pl.Float64)
     table = pl.DataFrame(columns)
-    replace_file(folder / RANKS, lambda temporary: table.write_parquet(temporary))
-    write_curve(folder, curve)
-    _write_json(folder / RECORD, written)
-    return Run(folder, written, plain(list(curve)))
+    replace_file(file, lambda temporary: table.write_parquet(temporary))
 
 
 def write_curve(folder: str | Path, curve: Sequence[Mapping[str, Any]]) -> None:
@@ -213,8 +301,8 @@ def write_curve(folder: str | Path, curve: Sequence[Mapping[str, Any]]) -> None:
 
 def forget(folder: str | Path) -> None:
     """Remove the record and the users' results, before other weights come into the folder."""
-    for name in (RECORD, RANKS):
-        (Path(folder) / name).unlink(missing_ok=True)
+    for file in (Path(folder) / RECORD, Path(folder) / RANKS, *Path(folder).glob(ranks_file("*"))):
+        file.unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:
@@ -268,6 +356,8 @@ def checked_record(record: Any, place: str) -> dict[str, Any]:
         raise UserError(f"{place} is no record of a run of recbole-llm: give the folder of a run, saved/<name>.")
     if record["version"] > VERSION:
         raise UserError(f"{place} was written by a newer version of recbole-llm: update the library to read it.")
+    if record["version"] < 2:
+        record = {**record, "tests": {}}  # one test in each run
     wrong = _first_wrong_field(record)
     if wrong is not None:
         raise UserError(f"{place} is damaged: its {wrong} is missing or of another kind; run the model again.")
@@ -293,7 +383,27 @@ def _first_wrong_field(record: Mapping[str, Any]) -> str | None:
     for name in ("valid", "test"):
         if not _is_metrics(record["metrics"].get(name)):
             return "metrics"
+    for protocol, test in record["tests"].items():
+        if _wrong_test(protocol, test) is not None:
+            return "tests"
     return None
+
+
+def _wrong_test(protocol: str, test: Any) -> str | None:
+    """The first field of a test under a further protocol that is missing or of another type; None where all are right."""
+    if not _PROTOCOL_NAME.fullmatch(protocol):
+        return "protocol"
+    if not isinstance(test, dict):
+        return "test"
+    for name, kinds in TEST_FIELDS.items():
+        value = test.get(name, ...)
+        if not isinstance(value, kinds) or isinstance(value, bool) or (isinstance(value, str) and not value.isprintable()):
+            return name
+    try:
+        datetime.fromisoformat(test["finished"] or "2000-01-01T00:00:00Z")
+    except ValueError:
+        return "finished"
+    return None if _is_metrics(test["metrics"]) else "metrics"
 
 
 def _is_number_or_none(value: Any) -> bool:
@@ -328,13 +438,17 @@ def _is_point(point: Any) -> bool:
     return all(map(_is_number_or_none, numbers)) and isinstance(point.get("stage", ""), str)
 
 
-def read_ranks(folder: str | Path) -> dict[str, np.ndarray]:
+def read_ranks(folder: str | Path, name: str = RANKS) -> dict[str, np.ndarray]:
     """Read every user's result of a run, see :meth:`Run.ranks`.
+
+    Args:
+        folder: of the run.
+        name: of the file in it.
 
     Raises:
         UserError: the file is missing or something else.
     """
-    file = Path(folder) / RANKS
+    file = Path(folder) / name
     try:
         table = pl.read_parquet(io.BytesIO(file.read_bytes()))
     except (OSError, pl.exceptions.PolarsError) as error:

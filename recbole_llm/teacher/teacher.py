@@ -125,7 +125,8 @@ def teacher_config(config: Config) -> Config:
 
     Training settings of the LLM (learning rate, epochs, batch size) do not reach the teacher; ``teacher_settings`` do.
     """
-    given = {**settings_for_teacher(config), "protocol": config["protocol"], **(config["teacher_settings"] or {})}
+    of_test = {name: config[name] for name in ("protocol", "candidates_file")}
+    given = {**settings_for_teacher(config), **of_test, **(config["teacher_settings"] or {})}
     return make_config(config["teacher"], config["dataset"], config_dict=given)
 
 

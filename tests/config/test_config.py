@@ -352,7 +352,7 @@ def test_a_stock_model_knows_the_keys_of_its_file_and_of_its_source():
         ({"zzzzzz": 1}, ["unknown key 'zzzzzz'", "--help"]),
         (
             {"protocol": "retrival"},
-            ["protocol must be one of full, generation, retrieval, yes_no", "did you mean 'retrieval'?"],
+            ["protocol must be one of full, generation, retrieval, temporal, yes_no", "did you mean 'retrieval'?"],
         ),
         ({"protocol": ["full"]}, ["protocol must be one of"]),
         ({"beta": -1}, ["beta must be a number >= 0, not -1"]),

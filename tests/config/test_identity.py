@@ -35,8 +35,9 @@ OTHER = {
     "gpu_id": "1",
     "timestamp_format": "none",
 }
-# What RecBole sets, or refuses.
-NOT_GIVEN = {"train_neg_sample_args", "repeatable", "like_threshold"} | {
+# What RecBole sets, or refuses; and keys of one protocol.
+OF_CUTS = {"valid_from": 0.5, "test_from": 0.95, "unseen": "keep", "test_targets": "all"}
+NOT_GIVEN = {"train_neg_sample_args", "repeatable", "like_threshold", *OF_CUTS} | {
     name for name, key in known_keys("LLMSTAR").items() if key.section == "Processes"
 }
 SET_BY_RECBOLE = {"device", "single_spec", "local_rank", "nproc", "world_size", "group_offset", "offset", "ip", "port"}
@@ -105,6 +106,13 @@ def test_a_run_is_found_again_whatever_it_costs_or_shows(plain, key):
 def test_a_run_with_another_deciding_setting_is_another(plain, key):
     changed = config_of(**{key.name: another(key)})
     assert run_folder(changed, "data").name != run_folder(plain, "data").name
+
+
+@pytest.mark.parametrize("key", OF_CUTS)
+def test_the_cuts_in_time_decide_what_a_run_and_its_teacher_become(key):
+    plain, changed = config_of(protocol="temporal"), config_of(protocol="temporal", **{key: OF_CUTS[key]})
+    assert run_folder(changed, "data").name != run_folder(plain, "data").name
+    assert deciding_settings(teacher_config(changed)) != deciding_settings(teacher_config(plain))
 
 
 def test_a_run_is_found_by_its_settings_however_they_were_given(plain):

@@ -29,7 +29,7 @@ def test_json_by_hand(tmp_path):
     first, teacher, failed = json.loads(text)
     assert first == {
         "format": "recbole-llm run",
-        "version": 1,
+        "version": 2,
         "label": "SASRec",
         "role": "model",
         "folder": "saved/SASRec",
@@ -55,11 +55,12 @@ def test_json_by_hand(tmp_path):
         "test_set": "3fa9",
         "valid_metric": "NDCG@2",
         "metrics": {"valid": {}, "test": {"ndcg@2": pytest.approx((1 + 0.63093) / 4, abs=1e-5), "hit@2": 0.5}},
+            "tests": {},
     }
     assert (teacher["role"], teacher["folder"], teacher["seconds"]["train"]) == ("teacher", None, None)
     assert failed == {
         "format": "recbole-llm run",
-        "version": 1,
+        "version": 2,
         "label": "B",
         "role": "model",
         "folder": None,

@@ -37,6 +37,7 @@ RECORD = {
     "test_set": "ab12",
     "valid_metric": "NDCG@10",
     "metrics": {"valid": {"ndcg@10": 0.5}, "test": {"ndcg@10": 0.25, "validratio": math.nan}},
+    "tests": {},
 }
 CURVE = [
     {"step": 10, "epoch": 0.5, "seconds": 40.0, "losses": {"recommendation": 2.5}, "valid": None},
@@ -54,7 +55,7 @@ def test_what_is_written_is_read(tmp_path):
     assert sorted(os.listdir(run.folder)) == ["curve.json", "ranks.parquet", "run.json"]
     assert run == read_run(tmp_path / "run" / "run.json")
     record = json.loads((run.folder / "run.json").read_text())
-    assert (record["format"], record["version"]) == ("recbole-llm run", 1)
+    assert (record["format"], record["version"]) == ("recbole-llm run", 2)
     assert record["metrics"]["test"]["validratio"] is None and math.isnan(run.test["validratio"])
     assert run.curve == CURVE and run.valid == {"ndcg@10": 0.5} and run.seconds == 102.0
     assert run.finished.isoformat() == RECORD["finished"] and run.name == "run"
@@ -99,7 +100,7 @@ def test_a_killed_writer_leaves_no_record_with_other_ranks(tmp_path, monkeypatch
     ("field", "value", "sentence"),
     [
         ("format", "other", "is no record of a run"),
-        ("version", 2, "newer version"),
+        ("version", 3, "newer version"),
         ("version", None, "is no record of a run"),
         ("seed", "7", "its seed is missing"),
         ("seed", True, "its seed is missing"),
