@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from recbole_llm._version import __version__
@@ -326,5 +326,6 @@ def _seeds(value: Any) -> list[int]:
 
 
 def _fail(sentence: str) -> int:
-    print(printable(sentence, None), file=sys.stderr)
+    with suppress(OSError):  # its disk may be the full one
+        print(printable(sentence, None), file=sys.stderr, flush=True)
     return 2

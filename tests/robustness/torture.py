@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -109,8 +108,7 @@ class Torture:
             moment = self.random.uniform(0.05, self.seconds[name])
             child = forks.start([*self._words(name), "--resume=True"], folder, folder / "logs")
             time.sleep(moment)
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            forks.kill(child)
         self._judge(f"kill {number}", name, folder, self._run(name, folder, "--resume=True"))
 
     def pair(self, number: int) -> None:
