@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,7 @@ def start(words: Sequence[str], folder: Path, logs: Path, memory: int | None = N
         for writer, number in zip(writers, (1, 2), strict=True):
             os.dup2(writer.stdin.fileno(), number)
             writer.stdin.close()
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # pytest has its own
         os.chdir(folder)
         if memory is not None:
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -75,8 +77,6 @@ def start(words: Sequence[str], folder: Path, logs: Path, memory: int | None = N
         traceback.print_exc()
         code = 1
     finally:
-        import sys
-
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
