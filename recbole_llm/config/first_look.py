@@ -12,6 +12,7 @@ from typing import Any
 
 from recbole_llm import registry
 from recbole_llm.config.checks import did_you_mean, fitted, no_such_model
+from recbole_llm.config.identity import own_training_keys
 from recbole_llm.config.schema import Key, known_keys, read_schema, read_settings_file
 from recbole_llm.config.settings import check_dataset, model_of
 from recbole_llm.errors import UserError
@@ -46,6 +47,8 @@ def first_look(models: Sequence[str], dataset: str, settings: Mapping[str, Any],
 
 def _check_keys(models: Sequence[str], given: Mapping[str, tuple[Any, str]]) -> None:
     keys = {label: known_keys(model_of(label)) for label in models}
+    ours = [label for label in models if registry.is_ours(model_of(label))]
+    own = own_training_keys() if ours else set()  # of the baselines: what is said to all is not said to them
     elsewhere: dict[str, Key] = {}
     for group in read_schema().values():
         elsewhere.update(group)
@@ -53,7 +56,7 @@ def _check_keys(models: Sequence[str], given: Mapping[str, tuple[Any, str]]) -> 
         owner, dot, key = name.partition(".")
         if dot and owner not in keys:
             continue  # of a teacher, or of no model of the run: which of them, the configurations tell
-        those = {owner: keys[owner]} if dot else keys
+        those = {owner: keys[owner]} if dot else {label: keys[label] for label in (ours if name in own else models)}
         key = key if dot else name
         for known in those.values():
             if key in known:
