@@ -273,7 +273,8 @@ def analyze(argv: Sequence[str]) -> int:
 def clean(argv: Sequence[str]) -> int:
     """``recbole-llm clean``: show, and remove, what killed runs left in a folder of checkpoints."""
     from recbole_llm.config.command_line import parse_command_line
-    from recbole_llm.results.clean import KINDS, find_orphans, in_words, remove
+    from recbole_llm.files import format_size
+    from recbole_llm.results.clean import KINDS, find_orphans, remove
 
     settings = parse_command_line(argv, flags=("unfinished", "yes"))
     _refuse_unknown(settings, {"checkpoint_dir", "unfinished", "yes", "help"})
@@ -291,8 +292,8 @@ def clean(argv: Sequence[str]) -> int:
             print(f"{kind}: {meaning}")
         for orphan in of_kind:
             left = "   (in use now, or not yours: left)" if settings.get("yes") and orphan not in gone else ""
-            print(f"  {in_words(orphan.size):>9}  {printable(orphan.path, None)}{left}")
-    total = f"{len(orphans)} in all, {in_words(sum(orphan.size for orphan in orphans))}"
+            print(f"  {format_size(orphan.size):>9}  {printable(orphan.path, None)}{left}")
+    total = f"{len(orphans)} in all, {format_size(sum(orphan.size for orphan in orphans))}"
     if not orphans:
         print("Nothing to clean.")
     elif settings.get("yes"):

@@ -122,9 +122,13 @@ MISTAKES = {
     "seed": (nothing, ["--seed=one"], "seed"),
     "seed too large": (nothing, ["--seed=1,4294967296"], "whole numbers from 0 to 4294967295"),
     "no seed": (nothing, ["--seed=[]"], "seed"),
+    "seed named twice": (nothing, ["--seed=3,3"], "different whole numbers"),
+    "seed below zero": (nothing, ["--seed=1,-1"], "different whole numbers"),
     "occupied": (lambda folder: Path("log").touch(), [], "log.* cannot be"),
     "settings file": (nothing, ["--config_files=nowhere.yaml"], "nowhere.yaml"),
     "results folder": (nothing, ["--results_file=/dev/null/results.json"], "results"),
+    "one file for two": (nothing, ["--results_file=a.txt", "--per_user_file=./a.txt"], "is the file of results_file too"),
+    "an input as output": (nothing, ["--per_user_file=data/chain/chain.inter"], "holds something else than results"),
     "a backbone that cannot be fetched": (nothing, ["--backbone=someone/some-model"], "someone/some-model.*folder"),
 }
 

@@ -36,7 +36,7 @@ PIPELINES = {
     "stored states": ["--model=ST2SI", "--tuning=ilp", "--epochs=2"],
     "pre-training": ["--model=ST2SI", "--epochs=1", "--pretrain_datasets=[chain2]", "--pretrain_settings={epochs: 1}"],
 }
-VOLATILE = ("minutes", "seconds", "started", "finished", "command", "peak_memory_bytes", "folder")
+VOLATILE = ("minutes", "resume", "seconds", "started", "finished", "command", "peak_memory_bytes", "folder")
 
 
 def results(folder: Path) -> Any:
