@@ -82,9 +82,10 @@ class _LogFile(logging.FileHandler):
             super().handleError(record)
             return
         self.is_ended = True
-        with suppress(OSError):  # what it could not write
-            self.stream.close()
-        self.stream = None
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            with suppress(OSError):  # what it could not write
+                stream.close()
         getLogger().warning(f"{self.baseFilename} ends here, for there is no room left on its disk ({first_line(error)})")
 
 
