@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,19 +32,38 @@ def read_users(file: str) -> list[str]:
     return users
 
 
-def check_output(file: str) -> None:
-    """Refuse a file that cannot be written, before anything is computed for it.
+def check_output(file: str, *inputs: str) -> None:
+    """Refuse a file that cannot be written, or must not be, before anything is computed for it.
+
+    Args:
+        file: what ``--output`` names.
+        inputs: files that the command reads.
 
     Raises:
-        UserError: another kind of file, a folder, or one that may not be written.
+        UserError: another kind of file, a folder, one that may not be written, an input, or a file that holds something else.
     """
     path = Path(file)
     if path.suffix not in KINDS:
         raise UserError(f"output: {file} must end in {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
     if path.exists() and not path.is_file():
         raise UserError(f"output: {file} is no regular file.")
+    if any(path.exists() and os.path.exists(other) and os.path.samefile(path, other) for other in inputs):
+        raise UserError(f"output: {file} is read by the same command; name another file.")
+    if path.is_file() and path.stat().st_size and not _is_ours(path):
+        raise UserError(f"output: {file} holds something else than recommendations, and is not replaced; name another file.")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"output: {path.parent} is no folder that can be written; make it, or name another.")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file begins as :func:`write` begins one."""
+    with open(path, "rb") as file:
+        beginning = file.read(64)
+    if path.suffix == ".parquet":
+        return beginning.startswith(b"PAR1")
+    if path.suffix == ".csv":
+        return beginning.startswith((b"user,rank,item,", b"query,rank,item,"))
+    return re.match(rb'\[\]|\[\s*\{\s*"(user|query)":', beginning) is not None
 
 
 def as_records(users: Sequence[str] | None, found: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:

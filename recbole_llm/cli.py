@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from recbole_llm._version import __version__
@@ -230,7 +230,7 @@ def recommend(argv: Sequence[str]) -> int:
     from recbole_llm import answers
 
     if output is not None:
-        answers.check_output(str(output))
+        answers.check_output(str(output), *([str(settings["users"])] if "users" in questions else []))
     users = answers.read_users(str(settings["users"])) if "users" in questions else None
     user, history, candidates = (settings.get(name) for name in ("user", "history", "candidates"))
 
@@ -276,7 +276,8 @@ def analyze(argv: Sequence[str]) -> int:
 def clean(argv: Sequence[str]) -> int:
     """``recbole-llm clean``: show, and remove, what killed runs left in a folder of checkpoints."""
     from recbole_llm.config.command_line import parse_command_line
-    from recbole_llm.results.clean import KINDS, find_orphans, in_words, remove
+    from recbole_llm.files import format_size
+    from recbole_llm.results.clean import KINDS, find_orphans, remove
 
     settings = parse_command_line(argv, flags=("unfinished", "yes"))
     _refuse_unknown(settings, {"checkpoint_dir", "unfinished", "yes", "help"})
@@ -294,8 +295,8 @@ def clean(argv: Sequence[str]) -> int:
             print(f"{kind}: {meaning}")
         for orphan in of_kind:
             left = "   (in use now, or not yours: left)" if settings.get("yes") and orphan not in gone else ""
-            print(f"  {in_words(orphan.size):>9}  {printable(orphan.path, None)}{left}")
-    total = f"{len(orphans)} in all, {in_words(sum(orphan.size for orphan in orphans))}"
+            print(f"  {format_size(orphan.size):>9}  {printable(orphan.path, None)}{left}")
+    total = f"{len(orphans)} in all, {format_size(sum(orphan.size for orphan in orphans))}"
     if not orphans:
         print("Nothing to clean.")
     elif settings.get("yes"):
@@ -329,5 +330,6 @@ def _seeds(value: Any) -> list[int]:
 
 
 def _fail(sentence: str) -> int:
-    print(printable(sentence, None), file=sys.stderr)
+    with suppress(OSError):  # its disk may be the full one
+        print(printable(sentence, None), file=sys.stderr, flush=True)
     return 2

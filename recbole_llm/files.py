@@ -99,6 +99,15 @@ def tree_size(folder: Path) -> int:
     return size
 
 
+def format_size(size: float) -> str:
+    """Bytes with a unit: 950 B, 4.2 MB."""
+    for unit in ("B", "kB", "MB"):
+        if size < 999.5:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
 @contextmanager
 def reporting_full_disk(path: Path) -> Iterator[None]:
     """Turn the error of a write that found no room into one sentence that names ``path`` and its folder.
@@ -117,7 +126,6 @@ def reporting_full_disk(path: Path) -> Iterator[None]:
             f"{path} cannot be written, for there is no room left in {path.parent} ({_reason(error)}): free some, or name a "
             f"folder on another disk."
         ) from error
-
 
 
 def _reason(error: BaseException) -> str:

@@ -122,9 +122,13 @@ MISTAKES = {
     "seed": (nothing, ["--seed=one"], "seed"),
     "seed too large": (nothing, ["--seed=1,4294967296"], "whole numbers from 0 to 4294967295"),
     "no seed": (nothing, ["--seed=[]"], "seed"),
+    "seed named twice": (nothing, ["--seed=3,3"], "different whole numbers"),
+    "seed below zero": (nothing, ["--seed=1,-1"], "different whole numbers"),
     "occupied": (lambda folder: Path("log").touch(), [], "log.* cannot be"),
     "settings file": (nothing, ["--config_files=nowhere.yaml"], "nowhere.yaml"),
     "results folder": (nothing, ["--results_file=/dev/null/results.json"], "results"),
+    "one file for two": (nothing, ["--results_file=a.txt", "--per_user_file=./a.txt"], "is the file of results_file too"),
+    "an input as output": (nothing, ["--per_user_file=data/chain/chain.inter"], "holds something else than results"),
     "a backbone that cannot be fetched": (nothing, ["--backbone=someone/some-model"], "someone/some-model.*folder"),
 }
 
@@ -400,11 +404,15 @@ def test_recommend_for_a_user_and_for_titles(trained, tmp_path, capsys):
     records = json.loads(capsys.readouterr().out)
     assert [record["rank"] for record in records] == list(range(1, 11)) and records[0]["query"] == 0
 
-    users = tmp_path / "users.txt"
+    users, other = tmp_path / "users.txt", tmp_path / "sales.csv"
     users.write_text("u1\n\nu7\n")
+    other.write_text("day,sales\n1,2\n")
+    assert cli.main(["recommend", checkpoint, "--user=u1", f"--output={other}"]) == 2
+    assert "holds something else than recommendations" in capsys.readouterr().err and other.read_text().startswith("day")
     for kind, read in (("parquet", polars.read_parquet), ("csv", polars.read_csv), ("json", polars.read_json)):
         file = tmp_path / f"out.{kind}"
-        assert cli.main(["recommend", checkpoint, f"--users={users}", "--topk=3", f"--output={file}"]) == 0
+        for _ in range(2):  # earlier recommendations are replaced
+            assert cli.main(["recommend", checkpoint, f"--users={users}", "--topk=3", f"--output={file}"]) == 0
         table = read(file)
         assert table["user"].to_list() == ["u1"] * 3 + ["u7"] * 3
         assert table["title"][:3].to_list() == [item.title for item in best]

@@ -7,12 +7,15 @@ import shutil
 import stat
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from recbole_llm import checkpoint
+from recbole_llm.backbone.stored_states import StoredStates
 from recbole_llm.checkpoint import write_tensors
 from recbole_llm.data.prepare import write_atomic
 from recbole_llm.errors import FullDiskError, UserError
@@ -79,6 +82,15 @@ def save_as_recbole(file, size):
                 file.unlink()
 
 
+def store_states(place, size):
+    """As many prompts of one out token."""
+
+    def build(part):
+        return SimpleNamespace(tokens=part, offsets=part, out_positions=part, is_read=np.ones((len(part), 1), bool))
+
+    StoredStates(place, b"", lambda prompts: torch.ones(len(prompts.tokens), 2), 2, build, size)
+
+
 def row(size):
     users = [f"user {number}" for number in range(size)]
     return {
@@ -96,12 +108,14 @@ WRITERS = {
     "stock model": lambda folder, size: save_as_recbole(folder / "SASRec.pth", size),
     "results": lambda folder, size: write_json([row(size)], folder / "results.json"),
     "results by user": lambda folder, size: write_per_user([{**row(size), "metrics": {}}], folder / "users.tsv"),
+    "stored states": lambda folder, size: store_states(folder / "states" / "chain", size),
     "data": lambda folder, size: write_atomic(folder / "a.inter", {"user_id:token": range(size)}),
 }
 
 
 def content(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def fill(folder):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -120,6 +122,21 @@ def test_checkpoints_are_not_written_to_the_data(run, chain_data, tmp_path):
     (tmp_path / "link").symlink_to(chain_data / "chain")
     with pytest.raises(UserError, match="checkpoint_dir: .* is the folder of the data set"):
         run(["SASRec"], checkpoint_dir=str(tmp_path / "link"))
+
+
+def test_a_disk_with_too_little_room(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
+    with pytest.raises(UserError, match="checkpoint_dir: the disk of .* has 1 MB left"):
+        run(["SASRec"])
+
+
+@pytest.mark.parametrize("context", [8, 64])
+def test_an_llm_whose_context_holds_no_item(run, tmp_path, monkeypatch, context):
+    read = preflight.load_text_side
+    monkeypatch.setattr(preflight, "load_text_side", lambda config: replace(read(config), context_length=context))
+    with pytest.raises(UserError, match=rf"takes \d+ tokens, and {context} are allowed .*take an LLM of longer context"):
+        run(["SASRec", "LLMSTAR"])
+    assert not any((tmp_path / "saved").glob("*/*.safetensors"))
 
 
 def test_what_models_and_seeds_share_is_looked_at_once(chain_data, tmp_path, monkeypatch):

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recbole_llm import checkpoint, cli, quick_start
+from recbole_llm import checkpoint, cli, lock, quick_start
 from recbole_llm.errors import UserError
+from recbole_llm.files import format_size
 from recbole_llm.lock import held
 from recbole_llm.quick_start import compare
 from recbole_llm.results import listing
@@ -252,8 +253,10 @@ def test_runs_are_listed(saved, there, capsys):
     assert [one["name"] for one in json.loads(told(capsys, "--format=json", "--model=LLMSRec")[1])] == [names[1]]
     assert told(capsys, "--dataset=none")[1] == "There is no such run in saved.\n"
     size = json.loads(told(capsys, "--size", "--format=json")[1])
-    assert size == {"runs": 5, "bytes": sum(one["bytes"] for one in listed)}
-    assert told(capsys, "--size")[1].startswith("5 runs in saved, ")
+    assert size == {"runs": 5, "bytes": sum(one["bytes"] for one in listed), "orphaned_bytes": 0}
+    assert told(capsys, "--size")[1].startswith("5 runs in saved, ") and "clean" not in told(capsys, "--size")[1]
+    (folder / "half.x8_1abcd.part").write_bytes(b"x" * 2000)
+    assert told(capsys, "--size")[1].endswith("; recbole-llm clean would free 2.0 kB\n")
 
 
 def test_runs_are_deleted_all_or_none(saved, capsys):
@@ -265,6 +268,7 @@ def test_runs_are_deleted_all_or_none(saved, capsys):
     code, text = told(capsys, "--delete=trained", f"--delete={names[0]},unfinished")
     assert code == 0 and text.startswith("3 removed, ")
     assert sorted(path.name for path in folder.glob("[!.]*")) == sorted(["damaged", "other", names[1]])
+    assert not {"trained", names[0], "unfinished"} & set(lock.names(folder))
     with held(folder / names[1]):
         assert listing.list_runs(folder)[-1].in_use
 
@@ -302,7 +306,7 @@ def test_mistakes_in_runs(capsys, words, sentence):
 
 
 def test_sizes_and_ages():
-    assert [listing.format_size(size) for size in (0, 999, 1000, 4.25e6, 2e9)] == ["0 B", "999 B", "1.0 kB", "4.2 MB", "2.0 GB"]
+    assert [format_size(size) for size in (0, 999, 1000, 4.25e6, 5e12)] == ["0 B", "999 B", "1.0 kB", "4.2 MB", "5000.0 GB"]
     assert [listing.format_age(age) for age in (-5, 59, 3599, 7300, 200_000)] == ["0 min", "0 min", "59 min", "2 h", "2 d"]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from recbole_llm import registry
 from recbole_llm.config.checks import did_you_mean, fitted, no_such_model
+from recbole_llm.config.identity import own_training_keys
 from recbole_llm.config.protocols import protocol_names
 from recbole_llm.config.schema import Key, known_keys, read_schema, read_settings_file
 from recbole_llm.config.settings import check_dataset, model_of
@@ -51,6 +52,8 @@ def first_look(models: Sequence[str], dataset: str, settings: Mapping[str, Any],
 
 def _check_keys(models: Sequence[str], given: Mapping[str, tuple[Any, str]]) -> None:
     keys = {label: known_keys(model_of(label)) for label in models}
+    ours = [label for label in models if registry.is_ours(model_of(label))]
+    own = own_training_keys() if ours else set()  # of the baselines: what is said to all is not said to them
     elsewhere: dict[str, Key] = {}
     for group in read_schema().values():
         elsewhere.update(group)
@@ -58,25 +61,15 @@ def _check_keys(models: Sequence[str], given: Mapping[str, tuple[Any, str]]) -> 
         owner, dot, key = name.partition(".")
         if dot and owner not in keys:
             continue  # of a teacher, or of no model of the run: which of them, the configurations tell
-        those = {owner: keys[owner]} if dot else keys
+        those = {owner: keys[owner]} if dot else {label: keys[label] for label in (ours if name in own else models)}
         key = key if dot else name
-        _check_value([known[key] for known in those.values() if key in known], value, where)
+        for known in those.values():
+            if key in known:
+                fitted(known[key], value, where)
         if not any(key in known for known in those.values()) and key not in elsewhere:
             everything = {key for known in those.values() for key in known}
             hint = did_you_mean(key, everything) or "; --help lists the keys."
             _refuse_unless_teacher(models, given, key, f"unknown key '{key}' ({where}){hint}")
-
-
-def _check_value(kinds: Sequence[Key], value: Any, where: str) -> None:
-    """Refuse a value that suits the key of no model: beside LLM recommenders, a training key is not a baseline's."""
-    refusals = []
-    for kind in kinds:
-        try:
-            fitted(kind, value, where)
-        except UserError as refusal:
-            refusals.append(refusal)
-    if refusals and len(refusals) == len(kinds):
-        raise refusals[-1]
 
 
 def _refuse_unless_teacher(models: Sequence[str], given: Mapping[str, tuple[Any, str]], key: str, sentence: str) -> None:

@@ -17,6 +17,7 @@ import psutil
 
 from recbole_llm import checkpoint, lock
 from recbole_llm.errors import UserError
+from recbole_llm.files import tree_size
 
 _TEMPORARY = re.compile(r"(?P<of>.+)\.(?P<writer>\d+|[a-z0-9_]{8})\.(?P<kind>tmp|part|pth)")
 _STORED = re.compile(r"alignment-[0-9a-f]{10}-[0-9a-f]{10}\.safetensors|.+-(?:train|items|evaluation)-[0-9a-f]{16}\.npy")
@@ -45,21 +46,10 @@ class Orphan:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; a link counts for itself."""
+    """Bytes of a file, or of all files in a folder; a link that is asked for counts for itself."""
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size if os.path.lexists(path) else 0
-    return sum(os.lstat(os.path.join(folder, name)).st_size for folder, _, names in os.walk(path) for name in names)
-
-
-def in_words(size: float) -> str:
-    """A number of bytes for people: ``3.4 MB``."""
-    if size < 1000:
-        return f"{size:.0f} bytes"
-    for unit in ("kB", "MB", "GB"):
-        size /= 1000
-        if size < 1000 or unit == "GB":
-            break
-    return f"{size:.1f} {unit}"
+    return tree_size(path)
 
 
 def find_orphans(folder: str | os.PathLike, unfinished: bool = False) -> list[Orphan]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -16,9 +15,10 @@ from tabulate import tabulate
 
 from recbole_llm import checkpoint
 from recbole_llm.errors import UserError, closest, printable
-from recbole_llm.files import tree_size
-from recbole_llm.lock import LOCKS, held, is_held
+from recbole_llm.files import format_size, tree_size
+from recbole_llm.lock import LOCKS, forget, held, is_held
 from recbole_llm.results import run
+from recbole_llm.results.clean import find_orphans, remove_path
 
 STATES = {"tested": "", "trained": "not tested", "unfinished": "unfinished", "damaged": "damaged"}
 
@@ -100,7 +100,9 @@ def delete_runs(folder: str | Path, names: Sequence[str]) -> int:
             size += tree_size(folder / name)
             run.forget(folder / name)  # should the removal be cut short, the rest is no run
             (folder / name / checkpoint.RECORD).unlink(missing_ok=True)
-            shutil.rmtree(folder / name)
+            remove_path(folder / name)
+    for name in dict.fromkeys(names):
+        forget(folder / name)
     return size
 
 
@@ -130,15 +132,6 @@ def format_runs(runs: Sequence[Listed], now: datetime | None = None) -> str:
 def format_json(runs: Sequence[Listed]) -> str:
     """The runs as a JSON list of objects."""
     return json.dumps(run.plain([asdict(one) for one in runs]), indent=2, ensure_ascii=False)
-
-
-def format_size(size: float) -> str:
-    """Bytes with a unit: 950 B, 4.2 MB."""
-    for unit in ("B", "kB", "MB"):
-        if size < 999.5:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 def format_age(seconds: float) -> str:
@@ -208,7 +201,7 @@ recbole-llm runs: what was trained, and the room that it takes
   recbole-llm runs --model=LLMSTAR --dataset=ml-100k
                                         those of one model, on one data set
   recbole-llm runs --format=json        for programs
-  recbole-llm runs --size               only how many there are, and how large they are together
+  recbole-llm runs --size               only how many there are, how large they are together, and what clean would free
   recbole-llm runs --delete=NAME,NAME   remove runs by their exact names, without a question; one in use stays
 """
 
@@ -251,8 +244,11 @@ def command(words: Sequence[str]) -> str:
     found = list_runs(folder, options.get("model"), options.get("dataset"))
     total = sum(one.bytes for one in found)
     if "size" in options:
-        summary = {"runs": len(found), "bytes": total}
-        return json.dumps(summary) if form == "json" else f"{len(found)} runs in {printable(folder)}, {format_size(total)}"
+        orphaned = sum(orphan.size for orphan in find_orphans(folder))
+        if form == "json":
+            return json.dumps({"runs": len(found), "bytes": total, "orphaned_bytes": orphaned})
+        freed = f"; recbole-llm clean would free {format_size(orphaned)}" if orphaned else ""
+        return f"{len(found)} runs in {printable(folder)}, {format_size(total)}{freed}"
     if form == "json":
         return format_json(found)
     if not found:

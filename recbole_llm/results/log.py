@@ -9,9 +9,10 @@ import importlib.util
 import logging
 import re
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import yaml
 from recbole.utils.logger import log_colors_config
 from torch.utils.tensorboard import SummaryWriter
 
-from recbole_llm.errors import UserError
+from recbole_llm.errors import UserError, first_line, is_full_disk
 
 LOGS, TENSORBOARD = Path("log"), Path("log_tensorboard")
 FILE_ONLY = {"file_only": True}  # ``extra`` of a message that is for the log file alone
@@ -64,6 +65,28 @@ class _Console(Readable):
 class _Uncolored(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return _COLOR.sub("", super().format(record))
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that ends where the disk is full: the console is told once, and the run goes on."""
+
+    is_ended = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.is_ended:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exc_info()[1]
+        if error is None or not is_full_disk(error):
+            super().handleError(record)
+            return
+        self.is_ended = True
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            with suppress(OSError):  # what it could not write
+                stream.close()
+        getLogger().warning(f"{self.baseFilename} ends here, for there is no room left on its disk ({first_line(error)})")
 
 
 class _Waiting(logging.Handler):
@@ -125,19 +148,36 @@ def run_log(model: str, name: str) -> Iterator[Path]:
     root = getLogger()
     file = LOGS / model / f"{_plain_name(name)}.log"
     file.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(file, encoding="utf-8")
+    handler = _LogFile(file, encoding="utf-8")
     handler.setFormatter(_Uncolored("%(asctime)-15s %(levelname)s  %(message)s", "%a %d %b %Y %H:%M:%S"))
     handler.addFilter(Readable())
     for waiting in _all_waiting():
-        for record in waiting.records if file not in waiting.given else ():
+        for record in list(waiting.records) if file not in waiting.given else ():
             handler.handle(record)
         waiting.given.add(file)
     root.handlers.insert(0, handler)  # RecBole names its TensorBoard folder after the first
     try:
-        yield file
+        with _full_disks_of_threads_untold():
+            yield file
     finally:
         root.removeHandler(handler)
         handler.close()
+
+
+@contextmanager
+def _full_disks_of_threads_untold() -> Iterator[None]:
+    """TensorBoard's thread prints its traceback where the disk is full; the next message to it raises the same error here."""
+    told = threading.excepthook
+
+    def hook(arguments: Any) -> None:
+        if arguments.exc_value is None or not is_full_disk(arguments.exc_value):
+            told(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = told
 
 
 def log_to_files(lines: str, level: int = logging.ERROR) -> None:

@@ -75,6 +75,13 @@ def test_what_only_the_full_check_can_judge_passes():
         first_look(["SASRec"], "ml-100k", {"eval_step": 0.5})
 
 
+def test_a_key_of_training_is_no_baselines_key_beside_an_llm_recommender():
+    first_look(["SASRec", "LLMSRec"], "ml-100k", {"eval_step": 0.5})
+    for models, name in ((["SASRec"], "eval_step"), (["SASRec", "LLMSRec"], "SASRec.eval_step")):
+        with pytest.raises(UserError, match="eval_step must be a whole number"):
+            first_look(models, "ml-100k", {name: 0.5})
+
+
 @pytest.mark.parametrize("model", stock_models())
 def test_keys_of_a_stock_model_are_those_that_its_classes_read(model):
     """They are read without importing the model; the same are found by its class and base classes."""

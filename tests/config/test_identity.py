@@ -123,6 +123,18 @@ def test_a_run_is_found_by_its_settings_however_they_were_given(plain):
     assert run_folder(plain, "data").parent == Path("saved")
 
 
+def test_a_run_belongs_to_what_the_file_beside_its_data_says(tmp_path):
+    """A file that is edited between a kill and the next start makes another run."""
+    file = tmp_path / "mine" / "mine.yaml"
+    file.parent.mkdir()
+    folders = set()
+    for text in ("", "item_text: [brand]\n", "user_inter_num_interval: '[9,inf)'\n", "title_words: [film, see, saw]\n"):
+        file.write_text(text)
+        config = make_config("LLMSTAR", "mine", config_dict={"data_path": str(tmp_path)})
+        folders.add(run_folder(config, "data").name)
+    assert len(folders) == 4
+
+
 # --- a teacher ----------------------------------------------------------------------------------------------------------
 
 

@@ -526,6 +526,17 @@ def test_fingerprint_tells_data_and_splits_apart_and_nothing_else(shop):
     assert len({shop(**given).fingerprint for given in other} | {original}) == len(other) + 1
 
 
+def test_texts_and_further_columns_have_fingerprints_of_their_own(shop):
+    """What an LLM recommender reads, and what a stock model of item attributes reads."""
+    given = {"load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "brand"]}}
+    original = shop(**given)
+    retitled = shop(item=items(**{f"i{n}": f"Title {n + (n == 6)}" for n in range(7)}), **given)
+    rebranded = shop(item=DEFAULT["item"].replace("Title 6\tAcme", "Title 6\tBest"), **given)
+    assert original.fingerprint == retitled.fingerprint == rebranded.fingerprint
+    assert original.text_fingerprint == rebranded.text_fingerprint != retitled.text_fingerprint
+    assert original.column_fingerprint == retitled.column_fingerprint != rebranded.column_fingerprint
+
+
 def test_a_saved_dataset_is_the_same(shop):
     dataset = shop()
     loaded = pickle.loads(pickle.dumps(dataset))

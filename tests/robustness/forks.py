@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+_LOGS: dict[int, list[subprocess.Popen]] = {}  # by process id: what writes its logs
 
 
 class Ended(NamedTuple):
@@ -42,14 +46,20 @@ def start(words: Sequence[str], folder: Path, logs: Path, memory: int | None = N
     """
     folder.mkdir(parents=True, exist_ok=True)
     logs.mkdir(parents=True, exist_ok=True)
+    writers = [_log_writer(logs / name) for name in ("out", "err")]
     child = os.fork()
     if child:
+        for writer in writers:
+            writer.stdin.close()
+        _LOGS[child] = writers
         return child
     code = 70
     try:
         os.setsid()
-        for name, number in (("out", 1), ("err", 2)):
-            os.dup2(os.open(logs / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+        for writer, number in zip(writers, (1, 2), strict=True):
+            os.dup2(writer.stdin.fileno(), number)
+            writer.stdin.close()
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # pytest has its own
         os.chdir(folder)
         if memory is not None:
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -67,14 +77,30 @@ def start(words: Sequence[str], folder: Path, logs: Path, memory: int | None = N
         traceback.print_exc()
         code = 1
     finally:
-        import sys
-
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
             except OSError:
                 pass
         os._exit(code & 255)
+
+
+def _log_writer(file: Path) -> subprocess.Popen:
+    """A process that writes what it is sent to a log: its file must not count among those that a limit is set for."""
+    with open(file, "wb") as output:
+        return subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=output)
+
+
+def kill(child: int) -> None:
+    """End a process of :func:`start` by SIGKILL, with all that it began."""
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    _finish_logs(child)
+
+
+def _finish_logs(child: int) -> None:
+    for writer in _LOGS.pop(child, ()):
+        writer.wait()
 
 
 def wait(child: int, logs: Path, seconds: float) -> Ended:
@@ -87,8 +113,8 @@ def wait(child: int, logs: Path, seconds: float) -> Ended:
             break
         time.sleep(0.02)
     else:
-        os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        kill(child)
+    _finish_logs(child)
     texts = [(logs / name).read_text(errors="replace") if (logs / name).exists() else "" for name in ("out", "err")]
     return Ended(code, *texts, time.monotonic() - started)
 

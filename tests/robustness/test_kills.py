@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -45,8 +44,7 @@ def test_ten_kills(chain_data, tmp_path, capsys):
             time.sleep(0.01)
         time.sleep(choice.uniform(0, 0.03 * whole.seconds))
         assert os.waitpid(child, os.WNOHANG) == (0, 0), f"it was done after {kills} kills"
-        os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        forks.kill(child)
         finished.append(len(list(saved.glob("*/run.json"))))
     last = forks.run(words, tmp_path / "killed", tmp_path / "logs")
     assert last.code == 0, last.errors
@@ -63,6 +61,11 @@ def test_ten_kills(chain_data, tmp_path, capsys):
     with capsys.disabled():
         print(f" {KILLS} kills in {whole.seconds:.0f} s of work; finished runs after each: {finished}", end="")
     assert not [path for path in Path(tmp_path, "killed", "saved").rglob("*") if path.suffix in (".tmp", ".part", ".pth")]
+
+
+def test_a_limit_of_file_size_does_not_hold_for_the_logs(tmp_path):
+    ended = forks.run(["--help"], tmp_path / "here", tmp_path / "logs", file_size=10)
+    assert ended.code == 0 and "recbole-llm run" in ended.output and ended.errors == ""
 
 
 def _written_since(folder: Path, moment: float) -> bool:

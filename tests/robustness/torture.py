@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -37,7 +36,7 @@ PIPELINES = {
     "stored states": ["--model=ST2SI", "--tuning=ilp", "--epochs=2"],
     "pre-training": ["--model=ST2SI", "--epochs=1", "--pretrain_datasets=[chain2]", "--pretrain_settings={epochs: 1}"],
 }
-VOLATILE = ("minutes", "seconds", "started", "finished", "command", "peak_memory_bytes", "folder")
+VOLATILE = ("minutes", "resume", "seconds", "started", "finished", "command", "peak_memory_bytes", "folder")
 
 
 def results(folder: Path) -> Any:
@@ -109,8 +108,7 @@ class Torture:
             moment = self.random.uniform(0.05, self.seconds[name])
             child = forks.start([*self._words(name), "--resume=True"], folder, folder / "logs")
             time.sleep(moment)
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            forks.kill(child)
         self._judge(f"kill {number}", name, folder, self._run(name, folder, "--resume=True"))
 
     def pair(self, number: int) -> None:
