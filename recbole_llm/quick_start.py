@@ -28,8 +28,10 @@ from recbole_llm.data.loaders import dataloaders
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError, first_line, printable, sentence_for
 from recbole_llm.evaluation.evaluate import evaluate, identify_test_set
+from recbole_llm.evaluation.fusion import parts_of
 from recbole_llm.evaluation.ranking import is_per_user, metrics_from_ranks
 from recbole_llm.evaluation.stock_scores import stock_predictions, stock_scores
+from recbole_llm.fused import Fusions, KeepScores, check_parts, check_ranked
 from recbole_llm.lock import held
 from recbole_llm.registry import is_ours
 from recbole_llm.results import log, run
@@ -51,6 +53,7 @@ def compare(
     Args:
         models: names, ours and stock sequential ones; the first is what the others are compared with. ``LLMSTAR:plain`` is
             LLMSTAR once more, under that name and with the settings ``LLMSTAR:plain.<key>``: an ablation, or another teacher.
+            ``SASRec+LLMSTAR`` is a row of both as one, see :mod:`recbole_llm.evaluation.fusion`.
         dataset: a dataset's name.
         seeds: each model runs once per seed; empty: the configured one.
         config_file_list: YAML files.
@@ -69,27 +72,34 @@ def compare(
     if repeated:
         name = sorted(repeated)[0]
         raise UserError(f"model: {name} is named twice; call the second a variant, {name}:b, and set --{name}:b.<key>=<value>.")
+    labels, fused = list(models), [name for name in models if parts_of(name)]
+    models = [name for name in labels if name not in fused]
     for name in models:
         if not re.fullmatch(r"\w+(:[\w-]+)?", name):
             raise UserError(f"model: {name!r} is no name; a model's, or one such as LLMSTAR:plain for a variant of LLMSTAR.")
+    for name in fused:
+        check_parts(name, models)
     chosen_seeds: list[int | None] = [*seeds] or [None]
     configs = {
         (seed, name): configure(name, dataset, models, seed, config_file_list, settings)
         for seed in chosen_seeds
         for name in models
     }
+    for name in fused:
+        check_ranked(name, [configs[seed, part] for seed in chosen_seeds for part in parts_of(name)])
     for config in configs.values():
         log.check_tracker(config["log_wandb"])
-    start_logging(next(iter(configs.values())), models)
+    start_logging(next(iter(configs.values())), labels)
     data = SharedData()
+    fusions = Fusions(fused, configs, data)
     rows: list[dict[str, Any]] = []
     preflight.check(configs.values(), data)
     log.mark()
-    for (_, name), config in configs.items():
+    for (seed, name), config in configs.items():
         try:
             # A teacher that several models share has one row.
             known = {row.get("checkpoint") for row in rows}
-            for row in run_model(config, data, models):
+            for row in run_model(config, data, models, fusions.keeper(seed, name)):
                 if row.get("role") != "teacher":
                     rows.append({**row, "model": name})
                 elif row["checkpoint"] not in known:
@@ -100,11 +110,15 @@ def compare(
             # What the other models gave, and will give, is not lost because one failed.
             log_traceback(error, config)
             rows.append({"model": name, "dataset": dataset, "seed": config["seed"], "error": failure(error)})
+        rows += fusions.done_after(seed, name, rows)
         if on_row is not None:
             on_row(rows)
         gc.collect()
         log.rewind()
-    return [row for row in rows if row.get("role") != "teacher"] + [row for row in rows if row.get("role") == "teacher"]
+    used = list(dict.fromkeys(config["seed"] for config in configs.values()))
+    of_models = [row for row in rows if row.get("role") != "teacher"]
+    of_models.sort(key=lambda row: (used.index(row["seed"]), labels.index(row["model"])))
+    return of_models + [row for row in rows if row.get("role") == "teacher"]
 
 
 def failure(error: BaseException) -> str:
@@ -192,11 +206,20 @@ def start_logging(config: Config, models: Sequence[str]) -> None:
     getLogger().info(f"Comparing {', '.join(models)} on {config['dataset']}{protocol}")
 
 
-def run_model(config: Config, data: SharedData, models: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Train and test one model, or read the result of what was; its row, and its teacher's if that is not among ``models``."""
+def run_model(
+    config: Config, data: SharedData, models: Sequence[str] = (), keep_scores: KeepScores | None = None
+) -> list[dict[str, Any]]:
+    """Train and test one model, or read the result of what was; its row, and its teacher's if that is not among ``models``.
+
+    ``keep_scores`` is given the trained model's ``score_rows``.
+    """
     splits = data.splits(config)
     if not is_ours(config["model"]):
-        return [stock_row(stock.train_or_load(config, splits, config["teacher_training"] or "prefix"))]
+        trained = stock.train_or_load(config, splits, config["teacher_training"] or "prefix")
+        rows = [stock_row(trained)]
+        if keep_scores is not None:
+            keep_scores(stock_scores(trained.model.eval()))
+        return rows
     memory = PeakMemory()
     init_seed(config["seed"], config["reproducibility"])
     train = data.train(config)
@@ -214,6 +237,9 @@ def run_model(config: Config, data: SharedData, models: Sequence[str] = ()) -> l
         else:
             getLogger().info(f"{config['model']}: using the trained model in {folder}; --fresh=True trains it anew")
         getLogger().info(f"{config['model']} test result: {log.decimals(row['metrics'])}")
+        if keep_scores is not None:
+            trainer_class(config, model).load_weights(folder)
+            keep_scores(model.eval().score)
     rows = [row]
     if model.teacher is not None and model.teacher.name not in models:
         rows.append({**stock_row(model.teacher_run), "role": "teacher"})

@@ -12,6 +12,7 @@ from typing import Any
 
 from recbole_llm import registry
 from recbole_llm.config.checks import did_you_mean, fitted, no_such_model
+from recbole_llm.config.identity import own_training_keys
 from recbole_llm.config.schema import Key, known_keys, read_schema, read_settings_file
 from recbole_llm.config.settings import check_dataset, model_of
 from recbole_llm.errors import UserError
@@ -30,6 +31,7 @@ def first_look(models: Sequence[str], dataset: str, settings: Mapping[str, Any],
         UserError: a model, dataset, key or value that no run can have.
     """
     known = registry.known_models()
+    models = [part for label in models for part in label.split("+") if part]  # of fused rows as well
     for label in models:
         if model_of(label) not in known:
             raise no_such_model(model_of(label))
@@ -46,6 +48,7 @@ def first_look(models: Sequence[str], dataset: str, settings: Mapping[str, Any],
 
 def _check_keys(models: Sequence[str], given: Mapping[str, tuple[Any, str]]) -> None:
     keys = {label: known_keys(model_of(label)) for label in models}
+    ours = [registry.is_ours(model_of(label)) for label in keys]
     elsewhere: dict[str, Key] = {}
     for group in read_schema().values():
         elsewhere.update(group)
@@ -55,6 +58,8 @@ def _check_keys(models: Sequence[str], given: Mapping[str, tuple[Any, str]]) -> 
             continue  # of a teacher, or of no model of the run: which of them, the configurations tell
         those = {owner: keys[owner]} if dot else keys
         key = key if dot else name
+        if not dot and key in own_training_keys() and any(ours):  # for the LLM recommenders alone: a baseline keeps its own
+            those = {label: known for (label, known), is_one in zip(keys.items(), ours, strict=True) if is_one}
         for known in those.values():
             if key in known:
                 fitted(known[key], value, where)
