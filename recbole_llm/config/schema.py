@@ -336,8 +336,10 @@ def read_schema() -> Schema:
     """
     schema = {"recbole": recbole_keys(), **shared_schema()}
     below = {**schema["recbole"], **_merged(schema, "protocol/"), **schema["overall"], **schema["llm"]}
-    for kind in ("form", "dataset", "backbone", "targets"):
+    for kind in ("form", "dataset", "backbone"):
         schema.update({group: _inherited(keys, below) for group, keys in _groups(kind).items()})
+    of_any_form = {**below, **_merged(schema, "form/")}
+    schema.update({group: _inherited(keys, of_any_form) for group, keys in _groups("targets").items()})
     for name in registry.models():
         root, path = registry.properties_folder(), registry.properties_of(name)
         where = f"model/{path.name}" if path.is_relative_to(root) else str(path)
