@@ -156,8 +156,8 @@ def configure(
     if name not in ours and ours:
         # A baseline beside LLM recommenders keeps RecBole's training settings, as their teacher does: the LLM's learning rate
         # or epochs would not make it a fair baseline. What is given in its own name holds.
-        own = {key.rpartition(".")[2] for key in together if key.startswith((f"{name}.", f"{model_of(name)}."))}
-        for values in (from_files, given):
+        for values, source in ((from_files, files), (given, settings)):
+            own = {key.rpartition(".")[2] for key in source if key.startswith((f"{name}.", f"{model_of(name)}."))}
             for key in own_training_keys() - own:
                 values.pop(key, None)
     if name in ours:

@@ -106,3 +106,15 @@ def test_models_of_a_fused_row_are_known():
     first_look(["SASRec", "LLMSRec", "SASRec+LLMSRec"], "ml-100k", {})
     with pytest.raises(UserError, match="LLMSRek"):
         first_look(["SASRec", "SASRec+LLMSRek"], "ml-100k", {})
+
+
+def test_a_baseline_keeps_what_a_file_says_of_it_alone(tmp_path):
+    """``--epochs`` is for the LLM recommenders, whatever a file says of the baseline's."""
+    file = tmp_path / "epochs.yaml"
+    file.write_text("SASRec.epochs: 15\nepochs: 1\n")
+
+    def epochs(**settings):
+        models = ["SASRec", "LLMSRec"]
+        return [configure(name, "ml-100k", models, None, [file], settings)["epochs"] for name in models]
+
+    assert epochs(epochs=2) == [15, 2] and epochs() == [15, 1] and epochs(**{"SASRec.epochs": 5}) == [5, 1]
