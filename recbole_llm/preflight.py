@@ -211,7 +211,7 @@ def check_negatives(config: Config, train: TextSequentialDataset) -> None:
     if others is None or config["recommend_by"] == "yes_no":
         return
     if config["negatives"] == "in_batch" and key == "train_negatives":
-        if others > train.item_num - 1:
+        if others > train.item_num - 1 and "train_negatives" in config.external_config_dict:  # else as many as there are
             raise UserError(
                 f"train_negatives: {others} random items are more than the data set has; set it to {train.item_num - 1} or "
                 f"lower."

@@ -29,8 +29,10 @@ from recbole_llm.data.loaders import dataloaders
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError, first_line, printable, sentence_for
 from recbole_llm.evaluation.evaluate import evaluate, identify_test_set
+from recbole_llm.evaluation.fusion import parts_of
 from recbole_llm.evaluation.ranking import is_per_user, metrics_from_ranks
 from recbole_llm.evaluation.stock_scores import stock_predictions, stock_scores
+from recbole_llm.fused import Fusions, KeepScores, check_parts, check_ranked
 from recbole_llm.lock import held
 from recbole_llm.registry import is_ours
 from recbole_llm.results import log, run
@@ -52,6 +54,7 @@ def compare(
     Args:
         models: names, ours and stock sequential ones; the first is what the others are compared with. ``LLMSTAR:plain`` is
             LLMSTAR once more, under that name and with the settings ``LLMSTAR:plain.<key>``: an ablation, or another teacher.
+            ``SASRec+LLMSTAR`` is a row of both as one, see :mod:`recbole_llm.evaluation.fusion`.
         dataset: a dataset's name.
         seeds: each model runs once per seed; empty: the configured one.
         config_file_list: YAML files.
@@ -72,11 +75,17 @@ def compare(
     if repeated:
         name = sorted(repeated)[0]
         raise UserError(f"model: {name} is named twice; call the second a variant, {name}:b, and set --{name}:b.<key>=<value>.")
+    labels, fused = list(models), [name for name in models if parts_of(name)]
+    models = [name for name in labels if name not in fused]
     for name in models:
         if not re.fullmatch(r"\w+(:[\w-]+)?", name):
             raise UserError(f"model: {name!r} is no name; a model's, or one such as LLMSTAR:plain for a variant of LLMSTAR.")
+    for name in fused:
+        check_parts(name, models)
     named = protocol_names({**_of_files(config_file_list), **settings}.get("protocol"))
     if len(named) > 1:
+        if fused:
+            raise UserError(f"model: {fused[0]} is tested under one protocol, not under {', '.join(named)}; name one.")
         settings = without_list(settings, named)
     chosen_seeds: list[int | None] = [*seeds] or [None]
     configs = {
@@ -84,20 +93,23 @@ def compare(
         for seed in chosen_seeds
         for name in models
     }
+    for name in fused:
+        check_ranked(name, [configs[seed, part] for seed in chosen_seeds for part in parts_of(name)])
     for config in configs.values():
         log.check_tracker(config["log_wandb"])
     tests = {key: under_protocols(config, named[1:]) for key, config in configs.items()}
-    start_logging(next(iter(configs.values())), models, named[1:])
+    start_logging(next(iter(configs.values())), labels, named[1:])
     data = SharedData()
+    fusions = Fusions(fused, configs, data)
     rows: list[dict[str, Any]] = []
     preflight.check(configs.values(), data, tests.values())
     log.mark()
     for key, config in configs.items():
-        name = key[1]
+        seed, name = key
         try:
             # A teacher that several models share has one row.
             known = {row.get("checkpoint") for row in rows}
-            for row in run_model(config, data, models, tests[key]):
+            for row in run_model(config, data, models, tests[key], fusions.keeper(seed, name)):
                 if row.get("role") != "teacher":
                     rows.append({**row, "model": name})
                 elif row["checkpoint"] not in known:
@@ -110,11 +122,15 @@ def compare(
             failed = {"model": name, "dataset": dataset, "seed": config["seed"], "error": failure(error)}
             protocols = named if len(named) > 1 else []
             rows += [{**failed, "record": {"protocol": protocol}} for protocol in protocols] or [failed]
+        rows += fusions.done_after(seed, name, rows)
         if on_row is not None:
             on_row(rows)
         gc.collect()
         log.rewind()
-    return [row for row in rows if row.get("role") != "teacher"] + [row for row in rows if row.get("role") == "teacher"]
+    used = list(dict.fromkeys(config["seed"] for config in configs.values()))
+    of_models = [row for row in rows if row.get("role") != "teacher"]
+    of_models.sort(key=lambda row: (used.index(row["seed"]), labels.index(row["model"])))
+    return of_models + [row for row in rows if row.get("role") == "teacher"]
 
 
 def failure(error: BaseException) -> str:
@@ -150,8 +166,8 @@ def configure(
     if name not in ours and ours:
         # A baseline beside LLM recommenders keeps RecBole's training settings, as their teacher does: the LLM's learning rate
         # or epochs would not make it a fair baseline. What is given in its own name holds.
-        own = {key.rpartition(".")[2] for key in together if key.startswith((f"{name}.", f"{model_of(name)}."))}
-        for values in (from_files, given):
+        for values, source in ((from_files, files), (given, settings)):
+            own = {key.rpartition(".")[2] for key in source if key.startswith((f"{name}.", f"{model_of(name)}."))}
             for key in own_training_keys() - own:
                 values.pop(key, None)
     if name in ours:
@@ -208,7 +224,11 @@ def start_logging(config: Config, models: Sequence[str], further: Sequence[str] 
 
 
 def run_model(
-    config: Config, data: SharedData, models: Sequence[str] = (), tests: Sequence[Config] = ()
+    config: Config,
+    data: SharedData,
+    models: Sequence[str] = (),
+    tests: Sequence[Config] = (),
+    keep_scores: KeepScores | None = None,
 ) -> list[dict[str, Any]]:
     """Train and test one model, or read the result of what was; its rows, and its teacher's if that is not among ``models``.
 
@@ -217,10 +237,15 @@ def run_model(
         data: builds the dataset.
         models: all models of the comparison.
         tests: configurations of the test under further protocols, see :func:`under_protocols`.
+        keep_scores: is given the trained model's ``score_rows``.
     """
     splits = data.splits(config)
     if not is_ours(config["model"]):
-        return stock_rows(stock.train_or_load(config, splits, config["teacher_training"] or "prefix"), tests)
+        trained = stock.train_or_load(config, splits, config["teacher_training"] or "prefix")
+        rows = stock_rows(trained, tests)
+        if keep_scores is not None:
+            keep_scores(stock_scores(trained.model.eval()))
+        return rows
     memory = PeakMemory()
     init_seed(config["seed"], config["reproducibility"])
     train = data.train(config)
@@ -240,6 +265,9 @@ def run_model(
         else:
             getLogger().info(f"{config['model']}: using the trained model in {folder}; --fresh=True trains it anew")
         _tell_results(rows, tests)
+        if keep_scores is not None:
+            trainer_class(config, model).load_weights(folder)
+            keep_scores(model.eval().score)
     if model.teacher is not None and model.teacher.name not in models:
         of_teacher = model.teacher_run
         rows += [{**row, "role": "teacher"} for row in stock_rows(of_teacher, _for_teacher(of_teacher.config, tests))]

@@ -32,6 +32,7 @@ def first_look(models: Sequence[str], dataset: str, settings: Mapping[str, Any],
         UserError: a model, dataset, key or value that no run can have.
     """
     known = registry.known_models()
+    models = [part for label in models for part in label.split("+") if part]  # of fused rows as well
     for label in models:
         if model_of(label) not in known:
             raise no_such_model(model_of(label))

@@ -16,8 +16,9 @@ The comments in ``properties/`` are the schema, and its only copy::
 The comment stands behind its key, or alone on the line above it. A file that gives a key again, with another default,
 needs no such comment: type, constraint, mark, meaning and section are those of the file below it. The files, from the
 lowest: ``overall``, ``protocol/``, ``llm``, ``form/`` (one for each way of being asked that ``forms:`` in the model's file
-names), ``model/``, ``dataset/``, ``backbone/``. ``recbole.yaml`` only marks keys of RecBole. RecBole's own comments,
-``# (type) meaning``, are read too, as far as its defaults bear them out.
+names), ``model/``, ``dataset/``, ``backbone/``, ``targets/`` (what a value of ``train_targets`` brings with it).
+``recbole.yaml`` only marks keys of RecBole. RecBole's own comments, ``# (type) meaning``, are read too, as far as its
+defaults bear them out.
 """
 
 from __future__ import annotations
@@ -330,13 +331,15 @@ def read_schema() -> Schema:
 
     Returns:
         group -> key name -> :class:`Key`. Groups: ``recbole`` (its general and dataset keys), ``overall``, ``llm``, and
-        ``protocol/<name>``, ``form/<name>``, ``model/<name>``, ``dataset/<name>``, ``backbone/<name>``, one for each of our
-        files. A key that a file gives again without a comment says what the files below say of it.
+        ``protocol/<name>``, ``form/<name>``, ``model/<name>``, ``dataset/<name>``, ``backbone/<name>``, ``targets/<name>``, one
+        for each of our files. A key that a file gives again without a comment says what the files below say of it.
     """
     schema = {"recbole": recbole_keys(), **shared_schema()}
     below = {**schema["recbole"], **_merged(schema, "protocol/"), **schema["overall"], **schema["llm"]}
     for kind in ("form", "dataset", "backbone"):
         schema.update({group: _inherited(keys, below) for group, keys in _groups(kind).items()})
+    of_any_form = {**below, **_merged(schema, "form/")}
+    schema.update({group: _inherited(keys, of_any_form) for group, keys in _groups("targets").items()})
     for name in registry.models():
         root, path = registry.properties_folder(), registry.properties_of(name)
         where = f"model/{path.name}" if path.is_relative_to(root) else str(path)

@@ -1,7 +1,8 @@
 """Settings: RecBole's Config with our YAML files below the user's, and every mistake named.
 
-Precedence, highest first: command line, ``config_dict``, config files, then our files (backbone, dataset, model, forms,
-llm, protocol, overall), then RecBole's own. A stock model sees our files, and is checked, only where ``protocol`` is set.
+Precedence, highest first: command line, ``config_dict``, config files, then our files (targets, backbone, dataset, model,
+forms, llm, protocol, overall), then RecBole's own. A stock model sees our files, and is checked, only where ``protocol`` is
+set.
 Types, ranges and meanings of the keys come from the comments of the YAML files, see :mod:`recbole_llm.config.schema`.
 """
 
@@ -76,6 +77,8 @@ def load_internal(config: Any, model: str, model_class: type, dataset: str) -> N
     if ours:
         backbone = external.get("backbone", internal.get("backbone"))
         internal.update(copy.deepcopy(_optional(root, "backbone", backbone)))
+        targets = external.get("train_targets", internal.get("train_targets"))
+        internal.update(copy.deepcopy(_optional(root, "targets", targets)))
     else:
         _fit_to_stock_model(internal, external, model_class, recbole_negatives)
 

@@ -16,7 +16,7 @@ from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.prompt.pieces import Encode
 from recbole_llm.prompt.retrieval import PromptBuilder, PromptSettings
 from recbole_llm.recommender.form import Form
-from recbole_llm.recommender.heads import projection
+from recbole_llm.recommender.heads import projection, standardized_projection
 from recbole_llm.recommender.item_table import ItemTable
 
 
@@ -33,6 +33,7 @@ class RetrievalSettings:
     out_tokens: int
     representation_size: int
     head_hidden_size: int
+    standardize_states: bool
 
 
 class RetrievalForm(Form):
@@ -56,8 +57,9 @@ class RetrievalForm(Form):
         model, settings = self.model, self.settings
         self.build_prompts()
         hidden, size = settings.head_hidden_size, settings.representation_size
-        model.item_head = projection(model.backbone.hidden_size, hidden, size)
-        model.user_head = projection(model.backbone.hidden_size, hidden, size)
+        head = standardized_projection if settings.standardize_states else projection
+        model.item_head = head(model.backbone.hidden_size, hidden, size)
+        model.user_head = head(model.backbone.hidden_size, hidden, size)
         model.user_out = model._token_vectors(settings.out_tokens)
         model.item_out = model._token_vectors(settings.out_tokens)
 

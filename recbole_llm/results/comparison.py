@@ -254,7 +254,8 @@ def _silent_keys() -> frozenset[str]:
     """Keys that do not tell one model from another: time, memory and output alone, and the seed."""
     groups = [recbole_keys(), *shared_schema().values()]
     marked = {name for keys in groups for name, key in keys.items() if key.mark in ("cost", "output")}
-    return frozenset({*marked, "seed", "model", "dataset"})
+    # A fused row's weights are chosen for each seed anew, and its models are named by its label.
+    return frozenset({*marked, "seed", "model", "dataset", "fusion_weights", "fusion_runs"})
 
 
 def _told(row: Row) -> dict[str, Any]:

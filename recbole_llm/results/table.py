@@ -9,7 +9,7 @@ import csv
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from recbole_llm.results.comparison import (
     compare_rows,
     label_of,
     sentence,
+    settings_of,
 )
 from recbole_llm.results.reading import read_inputs
 
@@ -235,12 +236,26 @@ def notes(comparison: Comparison) -> list[str]:
         failed_first = next((line for line in comparison.lines if not line.is_teacher), first)
         if failed_first is not first and not failed_first.runs:
             found.append(f"{failed_first.label} failed; the differences are to {first.label}.")
+    found += [fused for line in done if (fused := _fused(line))]
     if any(line.runs[0].get("trained_parameters") is not None or line.minutes is not None for line in done):
         found.append("params: trained parameters. minutes: training and test.")
     return found
 
 
 _EFFECT = " effect: the mean difference divided by the standard deviation of the users' differences."
+
+
+def _fused(line: Line) -> str:
+    """How much of each model a fused row has; of several seeds, from the least to the most."""
+    chosen = [settings_of(run).get("fusion_weights") for run in line.runs]
+    weights = [found for found in chosen if isinstance(found, Mapping) and found]
+    if not weights:
+        return ""
+    shares = []
+    for name in weights[0]:
+        values = sorted(float(found.get(name, math.nan)) for found in weights)
+        shares.append(f"{' to '.join(f'{value:.1f}' for value in dict.fromkeys((values[0], values[-1])))} {name}")
+    return f"{line.label}: {' + '.join(shares)}, standardized scores, weights chosen on the validation set."
 
 
 def failures(comparison: Comparison) -> list[str]:

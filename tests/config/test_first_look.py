@@ -99,3 +99,32 @@ def test_plain_key_of_a_teacher_holds_for_it_in_both_roles():
     assert student["teacher_settings"] == {"n_heads": 1, "n_layers": 1}
     with pytest.raises(UserError, match="'n_heads' is a key of the teacher SASRec, not of LLMSTAR"):
         configure("LLMSTAR", "ml-100k", ["LLMSTAR"], 1, None, {"n_heads": 1})
+
+
+def test_training_settings_of_the_llm_may_not_fit_a_baseline(tmp_path):
+    """Half an epoch between validations: RecBole counts whole ones, and a baseline keeps its own."""
+    file = tmp_path / "half.yaml"
+    file.write_text("eval_step: 0.5\n")
+    first_look(["SASRec", "LLMSRec"], "ml-100k", {}, [str(file)])
+    with pytest.raises(UserError, match="eval_step"):
+        first_look(["SASRec"], "ml-100k", {}, [str(file)])
+    with pytest.raises(UserError, match="eval_step"):
+        first_look(["SASRec", "LLMSRec"], "ml-100k", {"SASRec.eval_step": 0.5})
+
+
+def test_models_of_a_fused_row_are_known():
+    first_look(["SASRec", "LLMSRec", "SASRec+LLMSRec"], "ml-100k", {})
+    with pytest.raises(UserError, match="LLMSRek"):
+        first_look(["SASRec", "SASRec+LLMSRek"], "ml-100k", {})
+
+
+def test_a_baseline_keeps_what_a_file_says_of_it_alone(tmp_path):
+    """``--epochs`` is for the LLM recommenders, whatever a file says of the baseline's."""
+    file = tmp_path / "epochs.yaml"
+    file.write_text("SASRec.epochs: 15\nepochs: 1\n")
+
+    def epochs(**settings):
+        models = ["SASRec", "LLMSRec"]
+        return [configure(name, "ml-100k", models, None, [file], settings)["epochs"] for name in models]
+
+    assert epochs(epochs=2) == [15, 2] and epochs() == [15, 1] and epochs(**{"SASRec.epochs": 5}) == [5, 1]

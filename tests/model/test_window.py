@@ -196,3 +196,39 @@ def test_random_items_are_no_more_than_there_are(make):
     config["train_negatives"] = 16
     with pytest.raises(UserError, match="set it to 15 or lower"):
         check_negatives(config, model._dataset)
+
+
+def test_what_windows_bring_with_them(tiny_settings):
+    """Settings under which they learn; what is set by name holds, and the published recipe is as it was."""
+    named = "negatives", "train_negatives", "standardize_states", "learning_rate", "learning_rate_schedule"
+    given = {key: value for key, value in tiny_settings.items() if key != "learning_rate"}
+
+    def found(**settings):
+        config = make_config("LLMSRec", "chain", config_dict={**given, **settings})
+        return [config[name] for name in named]
+
+    assert found() == ["sampled", 3, False, 1e-4, "step"]
+    assert found(train_targets="window") == ["in_batch", 100, True, 1e-3, "cosine"]
+    assert found(train_targets="window", negatives="sampled", learning_rate=5e-4)[:4] == ["sampled", 100, True, 5e-4]
+
+
+def test_random_items_that_nobody_asked_for_are_as_many_as_there_are(make, tiny_settings):
+    given = settings_for("LLMSRec", {**tiny_settings, "train_targets": "window"}, list(MODELS))
+    config = make_config("LLMSRec", "chain", config_dict=given)
+    data = SharedData()
+    train = data.train(config)
+    check_negatives(config, train)
+    model = get_model("LLMSRec")(config, train)
+    model.seed_step(0)
+    assert len(model.draw_candidates(window_rows(model, 10)).items) == 40 < config["train_negatives"]
+
+
+def test_users_differ_from_the_first_step_on(make):
+    """Hidden states at out tokens are nearly the same for all users; heads are not to see them so."""
+    spread = {}
+    for standardize in (False, True):
+        _, model, _ = make("LLMSRec", standardize_states=standardize)
+        model.train()
+        users = torch.nn.functional.normalize(model.represent_users(window_rows(model)), dim=1)
+        spread[standardize] = (users @ users.T).mean().item()
+    assert spread[True] < 0.4 < 0.6 < spread[False]
