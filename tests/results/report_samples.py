@@ -127,8 +127,11 @@ def analysis_results() -> dict[str, list[dict]]:
     case = {"user": "196", "truth": "GoldenEye", "conditions": {"original": shown, "inference whole": {**shown, "rank": 7}}}
     attention = {"original": _layers(0.3), "inference whole": _layers(0.2)}
     shares = {name: {layer: found["shares"] for layer, found in layers.items()} for name, layers in attention.items()}
+    against = {"against": EVIL, "condition": "inference whole", "metric": "ndcg@10", "difference": -0.1, "interval": [-0.2, 0]}
+    order = _each("order", protocol="retrieval", users=943, conditions=conditions, settings={"bootstrap": 10_000})
+    order[1]["against"] = [against, {**against, "difference": None, "interval": None}]
     return {
-        "order": _each("order", protocol="retrieval", users=943, conditions=conditions, settings={"bootstrap": 10_000}),
+        "order": order,
         "dataset": [dataset],
         "groups": [{"analysis": "groups", "dataset": "ml-100k", "groups": groups}],
         "representations": _each(
