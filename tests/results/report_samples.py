@@ -141,6 +141,17 @@ def analysis_results() -> dict[str, list[dict]]:
         "efficiency": _each("efficiency", **costs),
         "curve": _each("curve", best_step=20, validations=validations),
         "cases": _each("cases", cases=[case]),
+        "position": _each(
+            "position", users=40, chosen=[30, 5, 3], hits=[9, 1, 0], targets=[13, 14, 13], invalid=1, ambiguous=1,
+            expected=38 / 3, chi_square=35.9, p_value=1e-8,
+        ),
+        "sweep": [
+            {**result, "seed": seed, "key": "beta", "value": value, "metrics": {"ndcg@10": 0.2 + value / 10 + seed / 100}}
+            for result in _each("sweep")
+            for value in (0, 0.5)
+            for seed in (1, 2)
+        ]
+        + [{**_each("sweep")[1], "key": "beta", "value": 1, "error": EVIL}],
     }
 
 

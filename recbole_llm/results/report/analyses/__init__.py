@@ -14,7 +14,9 @@ from recbole_llm.results.report.analyses import (
     efficiency,
     groups,
     order,
+    position,
     representations,
+    sweep,
 )
 from recbole_llm.results.report.parts import Code, Section
 
@@ -27,6 +29,8 @@ SECTIONS: dict[str, Callable[[Analysis], Section]] = {
     "efficiency": efficiency.section,
     "curve": curve.section,
     "cases": cases.section,
+    "position": position.section,
+    "sweep": sweep.section,
 }
 
 
