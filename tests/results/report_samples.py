@@ -141,6 +141,10 @@ def analysis_results() -> dict[str, list[dict]]:
         "efficiency": _each("efficiency", **costs),
         "curve": _each("curve", best_step=20, validations=validations),
         "cases": _each("cases", cases=[case]),
+        "crossdomain": _each(
+            "crossdomain", train=EVIL, users=943, protocol="retrieval", untrained={"ndcg@10": 0.1},
+            conditions=[{"vectors": vectors, "metrics": {"ndcg@10": _compared(0.1, 0.2)}} for vectors in ("without", "own")],
+        ),
         "position": _each(
             "position", users=40, chosen=[30, 5, 3], hits=[9, 1, 0], targets=[13, 14, 13], invalid=1, ambiguous=1,
             expected=38 / 3, chi_square=35.9, p_value=1e-8,

@@ -9,6 +9,7 @@ from recbole_llm.results.reading import Analysis
 from recbole_llm.results.report.analyses import (
     attention,
     cases,
+    crossdomain,
     curve,
     dataset,
     efficiency,
@@ -29,6 +30,7 @@ SECTIONS: dict[str, Callable[[Analysis], Section]] = {
     "efficiency": efficiency.section,
     "curve": curve.section,
     "cases": cases.section,
+    "crossdomain": crossdomain.section,
     "position": position.section,
     "sweep": sweep.section,
 }
