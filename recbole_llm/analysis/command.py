@@ -7,7 +7,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.analysis import attention, cases, curve, dataset, efficiency, groups, order, representations
+from recbole_llm.analysis import (
+    attention,
+    cases,
+    crossdomain,
+    curve,
+    dataset,
+    efficiency,
+    groups,
+    order,
+    position,
+    representations,
+    sweep,
+)
 from recbole_llm.analysis.job import Job
 from recbole_llm.analysis.tables import plain
 from recbole_llm.checkpoint import write_json
@@ -29,6 +41,9 @@ recbole-llm analyze NAME --dataset=ml-100k [--model=SASRec,LLMSRec] [--seed=1,2]
   efficiency       minutes per epoch, users per second, trained parameters, memory
   curve            validation figures in the course of the training
   cases            some users' histories, each model's best items, and what changes in another order [--users=3] [--topk=5]
+  crossdomain      trained on one dataset, tested on another [--train=A] [--vectors=without,own]
+  position         at which places of the prompt the chosen candidates stand [--recommend_by=generation]
+  sweep            test metrics over values of a key, seeds as bands [--over=beta:0,0.3,0.7] [--seed=1,2,3]
 
 Models that were trained before are found again; results of before are read. All results are kept in the folder --output.
 """
@@ -132,4 +147,7 @@ ANALYSES: dict[str, tuple[tuple[type, ...], Callable[..., tuple[Any, str]]]] = {
     "efficiency": ((), _with_table(efficiency)),
     "curve": ((), _with_table(curve)),
     "cases": ((cases.CaseSettings, order.OrderSettings), _with_table(cases)),
+    "crossdomain": ((crossdomain.CrossSettings,), _with_table(crossdomain)),
+    "position": ((position.PositionSettings,), _with_table(position)),
+    "sweep": ((sweep.SweepSettings,), _with_table(sweep)),
 }

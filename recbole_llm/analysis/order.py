@@ -26,6 +26,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_llm.analysis import trained
+from recbole_llm.analysis.between import compare_models, format_differences
 from recbole_llm.analysis.job import PER_USER, Job, digest, read_columns, stored
 from recbole_llm.analysis.tables import decimal, format_columns, p_value, percent
 from recbole_llm.analysis.trained import TrainedModel
@@ -235,8 +236,9 @@ def analyze(job: Job, settings: OrderSettings) -> list[dict[str, Any]]:
     Returns:
         one result per model and seed: ``model``, ``dataset``, ``seed``, ``users`` and ``conditions``, each with ``metrics``
         (see :func:`recbole_llm.evaluation.intervals.compare`), ``jaccard`` (the mean of the users' similarities of the lists of
-        the best k), and ``unchanged``: how many histories have no other order. Each user's values are in ``per_user.tsv`` of
-        the result's ``folder``.
+        the best k), and ``unchanged``: how many histories have no other order. ``against`` has the differences to the models
+        before, see :func:`recbole_llm.analysis.between.compare_models`. Each user's values are in ``per_user.tsv`` of the
+        result's ``folder``.
     """
     configs = job.configs()
     shuffled = {kind: job.configs(shuffle_training=kind) for kind in settings.training}
@@ -258,7 +260,8 @@ def analyze(job: Job, settings: OrderSettings) -> list[dict[str, Any]]:
         state = "read from" if results[-1]["read"] else "kept in"
         getLogger().info(f"{name}: order sensitivity {state} {folder}")
         gc.collect()
-    return results
+    between = compare_models(results, ORIGINAL)
+    return [{**result, "against": against} for result, against in zip(results, between, strict=True)]
 
 
 def _analyze_model(name, config, retrained, data, models, settings: OrderSettings) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -342,4 +345,5 @@ def format_results(results: Sequence[dict[str, Any]], metrics: Sequence[str] | N
         + f"\n\nperturbed: the mean of up to {draws} draws. Intervals of the change: bootstrap over users, {bootstrap} draws.\n"
         "p: two-sided sign-flip test, paired by user, not corrected for the number of lines.\n"
         "Jaccard: of the lists of the best k items of the original and the perturbed history."
+        + format_differences(results)
     )

@@ -18,7 +18,7 @@ from recbole_llm.errors import UserError
 
 # Options that take text as it is written.
 _TEXTS = frozenset(
-    "model dataset config_files config_file_list checkpoint user against metric format output title".split()
+    "model dataset config_files config_file_list checkpoint user against metric format output title over train".split()
 )
 
 # --- the command line -----------------------------------------------------------------------------------------------

@@ -166,6 +166,10 @@ def test_mistakes_on_the_command_line(capsys):
         (["analyze", "order", "--model=SASRec"], "name a dataset"),
         (["analyze", "order", "--dataset=chain", "--model=SASRec", "--inference=hole"], "inference: 'hole' is unknown"),
         (["analyze", "order", "--dataset=chain", "--model=SASRec", "--seed=a"], "seed: 'a' must be"),
+        (["analyze", "sweep", "--dataset=chain", "--model=SASRec"], "write --over=beta:0,0.3,0.7"),
+        (["analyze", "crossdomain", "--dataset=chain", "--model=LLMSRec"], "--train=A --dataset=B"),
+        (["analyze", "crossdomain", "--dataset=ml-100k", "--model=LLMSRec", "--train=ml-100k"], "train: ml-100k is the data"),
+        (["analyze", "crossdomain", "--dataset=ml-100k", "--model=SASRec", "--train=chain"], "SASRec knows items by their ids"),
     ):
         assert cli.main(line) == 2
         assert message in capsys.readouterr().err

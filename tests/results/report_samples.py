@@ -127,8 +127,11 @@ def analysis_results() -> dict[str, list[dict]]:
     case = {"user": "196", "truth": "GoldenEye", "conditions": {"original": shown, "inference whole": {**shown, "rank": 7}}}
     attention = {"original": _layers(0.3), "inference whole": _layers(0.2)}
     shares = {name: {layer: found["shares"] for layer, found in layers.items()} for name, layers in attention.items()}
+    against = {"against": EVIL, "condition": "inference whole", "metric": "ndcg@10", "difference": -0.1, "interval": [-0.2, 0]}
+    order = _each("order", protocol="retrieval", users=943, conditions=conditions, settings={"bootstrap": 10_000})
+    order[1]["against"] = [against, {**against, "difference": None, "interval": None}]
     return {
-        "order": _each("order", protocol="retrieval", users=943, conditions=conditions, settings={"bootstrap": 10_000}),
+        "order": order,
         "dataset": [dataset],
         "groups": [{"analysis": "groups", "dataset": "ml-100k", "groups": groups}],
         "representations": _each(
@@ -138,6 +141,21 @@ def analysis_results() -> dict[str, list[dict]]:
         "efficiency": _each("efficiency", **costs),
         "curve": _each("curve", best_step=20, validations=validations),
         "cases": _each("cases", cases=[case]),
+        "crossdomain": _each(
+            "crossdomain", train=EVIL, users=943, protocol="retrieval", untrained={"ndcg@10": 0.1},
+            conditions=[{"vectors": vectors, "metrics": {"ndcg@10": _compared(0.1, 0.2)}} for vectors in ("without", "own")],
+        ),
+        "position": _each(
+            "position", users=40, chosen=[30, 5, 3], hits=[9, 1, 0], targets=[13, 14, 13], invalid=1, ambiguous=1,
+            expected=38 / 3, chi_square=35.9, p_value=1e-8,
+        ),
+        "sweep": [
+            {**result, "seed": seed, "key": "beta", "value": value, "metrics": {"ndcg@10": 0.2 + value / 10 + seed / 100}}
+            for result in _each("sweep")
+            for value in (0, 0.5)
+            for seed in (1, 2)
+        ]
+        + [{**_each("sweep")[1], "key": "beta", "value": 1, "error": EVIL}],
     }
 
 

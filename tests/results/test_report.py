@@ -97,7 +97,7 @@ def test_the_file_is_small_and_needs_nothing_else(full, page):
     assert "default-src 'none'" in policy and "unsafe-inline" not in policy.partition("style-src")[0]
     anchors = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     links = [attributes["href"][1:] for tag, attributes in page.elements if tag == "a"]
-    assert len(links) == len(set(links)) == 11 and set(links) <= anchors
+    assert len(links) == len(set(links)) == 3 + len(SECTIONS) and set(links) <= anchors
 
 
 def test_plotly_is_in_it_once(page):

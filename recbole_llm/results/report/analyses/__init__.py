@@ -9,12 +9,15 @@ from recbole_llm.results.reading import Analysis
 from recbole_llm.results.report.analyses import (
     attention,
     cases,
+    crossdomain,
     curve,
     dataset,
     efficiency,
     groups,
     order,
+    position,
     representations,
+    sweep,
 )
 from recbole_llm.results.report.parts import Code, Section
 
@@ -27,6 +30,9 @@ SECTIONS: dict[str, Callable[[Analysis], Section]] = {
     "efficiency": efficiency.section,
     "curve": curve.section,
     "cases": cases.section,
+    "crossdomain": crossdomain.section,
+    "position": position.section,
+    "sweep": sweep.section,
 }
 
 

@@ -63,4 +63,28 @@ def section(analysis: Analysis) -> Section:
     header = ["model", "condition", "metric", "original", "perturbed", "change", "95 % interval", "p", "Jaccard"]
     parts.append(Table(header, body, left=3))
     parts.append(Text("p: two-sided sign-flip test, paired by user, not corrected for the number of lines."))
+    parts += _between(analysis)
     return Section("Order sensitivity", parts)
+
+
+def _between(analysis: Analysis) -> list[Any]:
+    """Which model loses more: the differences between the models' changes; nothing where there are none."""
+    rows: list[list[Any]] = []
+    labels, values, bounds = [], [], []
+    for result in analysis.results:
+        for entry in result.get("against", []):  # results of before have none
+            name, difference, interval = name_of(result, analysis.results), entry["difference"], entry["interval"]
+            pair = [name, str(entry["against"]), entry["condition"], entry["metric"]]
+            rows.append([*pair, share(difference, signed=True), bounds_of(interval)])
+            if difference is not None:
+                labels.append(f"{name} - {entry['against']}, {entry['condition']}")
+                values.append(difference)
+                bounds.append(interval)
+    if not rows:
+        return []
+    table = Table(["model", "against", "condition", "metric", "difference", "95 % interval"], rows, left=4)
+    if not labels:
+        return [table]
+    figure = plots.forest(labels, values, bounds, "difference of the relative changes", percent=True)
+    note = "The change of the first model less that of the second; below 0, the first one loses the larger share."
+    return [Plot(figure, "Which model loses more", note, height=plots.height_of(labels), wide=True), table]
