@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 from recbole.config import Config
@@ -9,10 +10,13 @@ from recbole.data.dataloader import TrainDataLoader
 
 from recbole_llm.data.dataset import TextSequentialDataset
 
+_NO_SAMPLES = {"distribution": "none", "sample_num": "none", "dynamic": False}
+
 
 def dataloaders(config: Config, train: TextSequentialDataset, splits: Mapping[str, TextSequentialDataset]) -> tuple:
     """RecBole's dataloaders over our splits, without a sampler: the trainers here draw candidates themselves."""
-    config["train_neg_sample_args"] = {"distribution": "none", "sample_num": "none", "dynamic": False}
+    config = copy.copy(config)  # the caller's own stays what decides the run's folder
+    config.final_config_dict = {**config.final_config_dict, "train_neg_sample_args": dict(_NO_SAMPLES)}
     return (
         TrainDataLoader(config, train, None, shuffle=config["shuffle"]),
         *(EvaluationRows(config, splits[phase]) for phase in ("valid", "test")),

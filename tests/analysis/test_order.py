@@ -248,6 +248,6 @@ def test_generation_is_judged_by_its_answers(llm):
 
 def test_yes_no_is_refused(make_job):
     settings = {"protocol": "yes_no", "recommend_by": "yes_no", "metrics": ["AUC"], "valid_metric": "AUC"}
-    job = make_job("ordered", models=("TALLRec",), **settings)
+    job = make_job("ordered", models=("SASRec", "TALLRec"), **settings)
     with pytest.raises(UserError, match="yes_no ranks no items"):
         analyze(job, OrderSettings())
