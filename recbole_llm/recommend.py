@@ -83,6 +83,7 @@ class TrainedRecommender:
         self._tokens = self.dataset.field2id_token[self.dataset.iid_field]
         self._items_by_title: dict[str, int] | None = None
         self._texts: dict[str, int] = {}
+        self._by_user: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # split -> its rows by user, and their users
         self._is_ready = False
 
     def __repr__(self) -> str:
@@ -100,7 +101,7 @@ class TrainedRecommender:
         """Return the best items for each user or each history, best first.
 
         Args:
-            users: ids of users of the data set; the whole history of each is read, the test item included.
+            users: ids of users of the data set; their whole histories are read, the test items included.
             histories: sequences of item titles or item ids, oldest first; a title counts before an id. One sequence of texts is
                 one history. Their items have no dates: all happened when the data ends.
             topk: the most items of each list.
@@ -121,9 +122,9 @@ class TrainedRecommender:
         if not (filter is None or filter == "history" or callable(filter)):
             raise UserError(f"filter: {filter!r} is none of 'history', None and a function of an item's id and title.")
         if users is not None:
-            rows = [self._row_of_user(str(user)) for user in ([users] if isinstance(users, str) else users)]
-            sequences = [self._sequence_of_row(row) for row in rows]
-            user_ids = self._test.inter_feat[self._test.uid_field][rows] if rows else torch.zeros(0, dtype=torch.long)
+            asked = [self._user(str(user)) for user in ([users] if isinstance(users, str) else users)]
+            sequences = [self._sequence_of_user(user) for user in asked]
+            user_ids = torch.tensor(asked, dtype=torch.long)
         else:
             assert histories is not None
             self._check_needs_no_user()
@@ -147,7 +148,7 @@ class TrainedRecommender:
 
     def history_of(self, user: str) -> list[str]:
         """The titles of a user's whole history, oldest first."""
-        return [self.dataset.item_texts[item] for item in self._sequence_of_row(self._row_of_user(str(user)))[0]]
+        return [self.dataset.item_texts[item] for item in self._sequence_of_user(self._user(str(user)))[0]]
 
     # Scores
 
@@ -230,26 +231,50 @@ class TrainedRecommender:
 
     # Histories
 
-    def _row_of_user(self, user: str) -> int:
-        test, name = self._test, self.config["dataset"]
-        known = test.field2token_id[test.uid_field]
-        if user not in known or known[user] == 0:
-            near = closest(user, list(known)[1:])
-            raise UserError(f"user: {name} has no user {user!r}" + (f"; the nearest is {near!r}." if near else "."))
-        rows = np.flatnonzero(test.inter_feat[test.uid_field].numpy() == known[user])
-        if len(rows) == 0:
-            raise UserError(f"user: {user!r} has too short a history in {name} to recommend from.")
-        return int(rows[-1])
+    def _user(self, name: str) -> int:
+        """The internal id of a user.
 
-    def _sequence_of_row(self, row: int) -> tuple[np.ndarray, Tensor]:
-        """The items and times of a test row's history, with its target behind them."""
-        test, suffix = self._test, self._test.config["LIST_SUFFIX"]
-        length = int(test.inter_feat[test.item_list_length_field][row])
-        items, times = (
-            torch.cat([test.inter_feat[field + suffix][row, :length], test.inter_feat[field][row : row + 1]])
-            for field in (test.iid_field, test.time_field)
-        )
-        return items.numpy(), times
+        Raises:
+            UserError: there is no such user.
+        """
+        known = self._test.field2token_id[self._test.uid_field]
+        user = known.get(name, 0)
+        if user == 0:
+            near = closest(name, list(known)[1:])
+            hint = f"; the nearest is {near!r}." if near else "."
+            raise UserError(f"user: {self.config['dataset']} has no user {name!r}{hint}")
+        return int(user)
+
+    def _rows_of_user(self, phase: str, user: int) -> np.ndarray:
+        """The rows of a split that are of a user, in their order."""
+        if phase not in self._by_user:
+            users = self.dataset.splits[phase].inter_feat[self._test.uid_field].numpy()
+            order = np.argsort(users, kind="stable")
+            self._by_user[phase] = order, users[order]
+        order, users = self._by_user[phase]
+        return order[np.searchsorted(users, user) : np.searchsorted(users, user, side="right")]
+
+    def _sequence_of_user(self, user: int) -> tuple[np.ndarray, Tensor]:
+        """All items of a user with their times, oldest first: each is some row's target, but what the first row begins with.
+
+        Raises:
+            UserError: the user is in no row.
+        """
+        items, times = [], []
+        for phase in ("train", "valid", "test"):
+            split, rows = self.dataset.splits[phase], self._rows_of_user(phase, user)
+            suffix = split.config["LIST_SUFFIX"]
+            if len(rows) and not items:
+                length = int(split.inter_feat[split.item_list_length_field][rows[0]])
+                items.append(split.inter_feat[split.iid_field + suffix][rows[0], :length])
+                times.append(split.inter_feat[split.time_field + suffix][rows[0], :length])
+            items.append(split.inter_feat[split.iid_field][rows])
+            times.append(split.inter_feat[split.time_field][rows])
+        sequence = torch.cat(items)
+        if not len(sequence):
+            name = self._test.id2token(self._test.uid_field, user)
+            raise UserError(f"user: {str(name)!r} has too short a history in {self.config['dataset']} to recommend from.")
+        return sequence.numpy(), torch.cat(times)
 
     def _sequence_of_titles(self, history: Sequence[str], as_text: bool) -> tuple[np.ndarray, Tensor]:
         if not history:

@@ -43,6 +43,14 @@ def test_users_and_their_histories_get_the_same_items(model):
             assert [item.item for item in by_titles] == [item.item for item in by_user]
 
 
+def test_the_history_of_a_user_is_the_whole_one(model, chain_data):
+    lines = [line.split("\t") for line in (chain_data / "chain" / "chain.inter").read_text().splitlines()[1:]]
+    titles = dict(zip(model._tokens.tolist(), model.dataset.item_texts, strict=True))
+    for user in ("u1", "u2", "u60"):
+        mine = sorted((line for line in lines if line[0] == user), key=lambda line: float(line[2]))
+        assert model.history_of(user) == [titles[line[1]] for line in mine]
+
+
 def test_many_are_as_each_alone(model):
     together = model.recommend(users=["u1", "u2", "u3"], topk=4)
     for user, best in zip(("u1", "u2", "u3"), together, strict=True):
