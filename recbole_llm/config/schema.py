@@ -23,13 +23,10 @@ defaults bear them out.
 
 from __future__ import annotations
 
-import ast
 import importlib.util
-import inspect
 import math
 import os
 import re
-import sys
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import lru_cache
@@ -39,6 +36,7 @@ from typing import Any
 import yaml
 
 from recbole_llm import registry
+from recbole_llm.config.stock_sources import keys_read_by
 from recbole_llm.errors import UserError
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -546,56 +544,11 @@ def stock_model_keys(model: str, model_class: type | None) -> dict[str, Key]:
     """Return the keys of a stock model: its YAML file, and what its source reads beyond that."""
     keys: dict[str, Key] = {}
     path = registry.recbole_folder() / "properties" / "model" / f"{model}.yaml"
-    for name in _keys_read_by(model if model_class is None else model_class):
+    for name in keys_read_by(model if model_class is None else model_class):
         keys[name] = Key(name=name, where="recbole")
     if is_file_name(model) and path.is_file():
         keys.update(keys_of_file(path, f"recbole/model/{model}.yaml", stock=True))
     return keys
-
-
-@lru_cache(maxsize=128)
-def _keys_read_by(model: str | type) -> tuple[str, ...]:
-    """The keys that the source of a stock model and of the classes it stands on reads."""
-    if isinstance(model, str):
-        sources = _sources_of_class(model, _source_of_model(model), {})
-    else:
-        sources = []
-        for owner in model.__mro__:
-            if owner.__module__.startswith("recbole."):
-                try:
-                    sources.append(inspect.getsource(sys.modules[owner.__module__]))
-                except (OSError, TypeError):
-                    continue
-    names = [name for source in sources for name in re.findall(r"config(?:\.get\(|\[)\s*['\"](\w+)['\"]", source)]
-    return tuple(dict.fromkeys(names))
-
-
-def _source_of_model(model: str) -> Path | None:
-    """The module of a stock model, which is named like it. It is not imported: that takes seconds."""
-    if model not in registry.stock_models():
-        return None
-    return next(iter(sorted((registry.recbole_folder() / "model").glob(f"*_recommender/{model.lower()}.py"))), None)
-
-
-def _sources_of_class(name: str, path: Path | None, seen: dict[Path, str]) -> list[str]:
-    """The text of the module of a RecBole class, and of the modules of its base classes."""
-    if path is None or path in seen or not path.is_file():
-        return list(seen.values())
-    seen[path] = text = path.read_text(encoding="utf-8")
-    nodes = ast.parse(text).body
-    bases = {node.name: [getattr(base, "id", "") for base in node.bases] for node in nodes if isinstance(node, ast.ClassDef)}
-    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
-    modules = {alias.asname or alias.name: node.module for node in imports for alias in node.names}
-    waiting = [name]
-    while waiting:
-        for base in bases.pop(waiting.pop(), []):
-            module = modules.get(base) or ""
-            if base in bases:
-                waiting.append(base)
-            elif module.startswith("recbole."):
-                within = module.split(".")[1:]
-                _sources_of_class(base, registry.recbole_folder().joinpath(*within).with_suffix(".py"), seen)
-    return list(seen.values())
 
 
 def is_file_name(name: Any) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from recbole_llm.config.checks import stock_class
 from recbole_llm.config.first_look import first_look
-from recbole_llm.config.schema import _keys_read_by
+from recbole_llm.config.stock_sources import keys_read_by
 from recbole_llm.errors import UserError
 from recbole_llm.quick_start import configure
 from recbole_llm.registry import stock_models
@@ -88,7 +88,7 @@ def test_keys_of_a_stock_model_are_those_that_its_classes_read(model):
     model_class = stock_class(model)
     if model_class is None:
         pytest.skip(f"{model} needs a library of its own")
-    assert set(_keys_read_by(model)) == set(_keys_read_by(model_class))
+    assert set(keys_read_by(model)) == set(keys_read_by(model_class))
 
 
 def test_plain_key_of_a_teacher_holds_for_it_in_both_roles():
