@@ -6,13 +6,17 @@ INSTALLED = $(VENV)/.installed
 DOCS_INSTALLED = $(VENV)/.docs-installed
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint docs bench fuzz torture clean
+.PHONY: quickstart test slow lint docs bench fuzz torture clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/python run_recbole_llm.py --model=SASRec,LLMSRec,LLMSTAR --dataset=ml-100k --config_files=properties/quickstart.yaml
 
 test: lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow"
+
+# What takes longer than ten seconds a test; nightly, and before a release.
+slow: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m slow
 
 lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check .
