@@ -162,6 +162,7 @@ def test_a_stock_record_that_asks_for_more_is_refused_in_one_sentence(copied, ca
     assert re.search(message, refusal(copied["SASRec"], capsys)) and not canary.exists()
 
 
+@pytest.mark.slow
 def test_no_string_of_a_record_is_evaluated(chain_data, canary):
     """The same code for every setting: it stays a text or is refused, whether or not its type is checked first."""
     code, given = CODE.format(canary=str(canary)), {"data_path": str(chain_data), "use_gpu": False}

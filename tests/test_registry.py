@@ -368,10 +368,10 @@ class TestCandidates:
 class TestLoading:
     @pytest.fixture
     def loaded(self, monkeypatch):
-        module = ModuleType("recbole_llm.recommend")
-        module.load = lambda file: ("loaded", file)
-        monkeypatch.setitem(sys.modules, "recbole_llm.recommend", module)
-        monkeypatch.setattr(recbole_llm, "recommend", module, raising=False)
+        module = ModuleType("recbole_llm.loading")
+        module.load_data_and_model = lambda file: ("loaded", file)
+        monkeypatch.setitem(sys.modules, "recbole_llm.loading", module)
+        monkeypatch.setattr(recbole_llm, "loading", module, raising=False)
 
     @pytest.mark.parametrize("kind", [str, Path])
     def test_a_checkpoint_of_ours(self, loaded, tmp_path, kind):
@@ -632,6 +632,7 @@ class TestModelsOfOthers:
         assert [row["model"] for row in rows] == ["LLMX", "SASRec"] and "error" not in rows[0]
         assert Path(rows[0]["checkpoint"]).name.startswith("LLMX-chain-")
 
+    @pytest.mark.slow
     def test_a_spawned_worker_knows_it(self, registered):
         assert registry.is_ours("LLMX")
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as workers:

@@ -404,6 +404,17 @@ def known_keys(model: str, model_class: type | None = None) -> dict[str, Key]:
         model: name of one of our models, or of a stock RecBole model.
         model_class: its class, where the caller has it.
     """
+    return dict(_known_keys(model, model_class, _state_of_files()))
+
+
+def _state_of_files() -> tuple[tuple[str, int], ...]:
+    """All files that keys come from, with the times of their last change: a comparison asks for the keys again and again."""
+    files = [*registry.properties_folder().rglob("*.yaml"), *map(registry.properties_of, registry.models())]
+    return tuple(sorted((str(file), _stamp(file)) for file in files))
+
+
+@lru_cache(maxsize=256)
+def _known_keys(model: str, model_class: type | None, state: tuple[tuple[str, int], ...]) -> dict[str, Key]:
     schema = read_schema()
     known = {**schema["recbole"], **_merged(schema, "protocol/"), **_merged(schema, "dataset/")}
     if registry.is_ours(model):

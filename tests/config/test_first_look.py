@@ -55,6 +55,7 @@ def test_import_and_help_take_neither_recbole_nor_pytorch():
     assert done.stdout.endswith("\nset()\n") and "LLMSTAR" in done.stdout
 
 
+@pytest.mark.slow
 def test_recbole_that_was_imported_before_knows_the_models():
     script = "import recbole.utils, recbole_llm; print(recbole.utils.get_model('LLMSTAR').__module__)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -40,11 +40,12 @@ def test_it_stands_in_one_table_with_ours_and_recboles(site, tmp_path, chain_dat
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "results.json").read_text())
-    assert [row["model"] for row in rows] == ["SASRec", "LLMSTAR", "MyModel", "MyModel:plain"]
-    assert rows[2]["metrics"] != rows[3]["metrics"]
+    assert [row["label"] for row in rows] == ["SASRec", "LLMSTAR", "MyModel", "MyModel:plain"]
+    assert rows[2]["metrics"]["test"] != rows[3]["metrics"]["test"]
     assert "MyModel:plain" in done.stdout
 
 
+@pytest.mark.slow
 def test_its_keys_are_known_and_checked(site, tmp_path, chain_data):
     shown = recbole_llm(site, tmp_path, "run", "--help", "--model=MyModel")
     assert "correct_popularity" in shown.stdout and "temperature of the scores" in shown.stdout

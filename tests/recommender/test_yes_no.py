@@ -254,7 +254,7 @@ def test_the_command_measures_both_models_on_the_same_rows(chain_data, capsys):
     assert run(chain_data) == 0
     out = capsys.readouterr().out
     assert "auc vs SASRec" in out and "p is from DeLong's test" in out
-    results = {row["model"]: row["metrics"] for row in json.loads(Path("out.json").read_text())}
+    results = {row["label"]: row["metrics"]["test"] for row in json.loads(Path("out.json").read_text())}
     assert set(results["SASRec"]) == {"auc"} and set(results["TALLRec"]) == {"auc", "logloss"}
     with open("users.tsv") as file:
         lines = list(csv.DictReader(file, delimiter="\t"))

@@ -246,6 +246,7 @@ def run(arguments, folder, **kwargs):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_numbers(chain_data, tmp_path):
     """kill -9 in the middle, resume, compare with the uninterrupted run bit for bit."""
     arguments = [
