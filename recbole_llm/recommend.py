@@ -260,7 +260,8 @@ class TrainedRecommender:
         Raises:
             UserError: the user is in no row.
         """
-        items, times = [], []
+        items: list[Tensor] = []
+        times: list[Tensor] = []
         for phase in ("train", "valid", "test"):
             split, rows = self.dataset.splits[phase], self._rows_of_user(phase, user)
             suffix = split.config["LIST_SUFFIX"]
