@@ -12,11 +12,11 @@ quickstart: $(INSTALLED)
 	$(VENV)/bin/python run_recbole_llm.py --model=SASRec,LLMSRec,LLMSTAR --dataset=ml-100k --config_files=properties/quickstart.yaml
 
 test: lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 # What takes longer than ten seconds a test; nightly, and before a release.
 slow: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal -m slow
 
 lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check .

@@ -231,6 +231,7 @@ def test_variants_of_a_model_stand_in_one_table(chain_data, capsys):
     assert teachers == {"SASRec", "LLMSRec", "GRU4Rec"} and len(list(Path("saved").glob("[!.]*"))) == 5
 
 
+@pytest.mark.slow
 def test_the_same_command_twice_gives_the_same_numbers(chain_data, capsys):
     numbers = []
     for attempt in range(2):

@@ -452,6 +452,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 class TestOtherProcesses:
     @pytest.fixture(scope="class")
     def process(self, settings, tmp_path_factory):
@@ -627,6 +628,7 @@ class TestModelsOfOthers:
         with pytest.raises(UserError, match="did you mean 'LLMX'?"):
             get_model("LLMXX")
 
+    @pytest.mark.slow
     def test_it_trains(self, registered, tiny_settings, chain_data):
         rows = compare(["LLMX"], "chain", settings={**tiny_settings, "epochs": 1, "eval_step": 1, "tuning": "frozen"})
         assert [row["model"] for row in rows] == ["LLMX", "SASRec"] and "error" not in rows[0]

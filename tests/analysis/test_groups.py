@@ -53,6 +53,7 @@ def test_memorized_is_what_training_holds():
     assert group_users(data)["memorized"]["memorized"].tolist() == [False, True, False]
 
 
+@pytest.mark.slow
 def test_means_of_groups_make_the_mean_of_all(make_job, in_folder, tmp_path):
     job = make_job("ordered")
     order = OrderSettings(inference=("whole",), draws=1)

@@ -38,6 +38,7 @@ def test_single_interactions_are_all_but_the_held_out(settings):
     assert plain.inter_matrix().sum() == len(users) and train.inter_feat is not plain.inter_feat
 
 
+@pytest.mark.slow
 def test_popularity_ranks_by_counts_of_training(settings):
     rows = compare(["SASRec", "Pop", "BPR", "ItemKNN"], "chain", settings=settings)
     assert [row["model"] for row in rows] == ["SASRec", "Pop", "BPR", "ItemKNN"] and not any("error" in row for row in rows)

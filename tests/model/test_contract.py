@@ -305,6 +305,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(case, trained, tmp_
             assert torch.equal(parameter, whole.model.trained_parameters()[name]), (number, name)
 
 
+@pytest.mark.slow
 def test_recboles_own_entry_point_measures_the_same(case, trained):
     _, _, result, _ = trained
     found = run_recbole(model=case.name, dataset="chain", config_dict=case.settings, saved=True)

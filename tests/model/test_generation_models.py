@@ -326,7 +326,8 @@ def test_collm_trains_in_two_steps(make_model):
 # The whole way
 
 
-@pytest.mark.parametrize("form", [pytest.param("retrieval", marks=pytest.mark.slow), "generation"])
+@pytest.mark.parametrize("form", ["retrieval", "generation"])
+@pytest.mark.slow
 def test_a_comparison_of_all_models_in_one_form(form, small_data, sentence_encoder, capsys):
     models = ["SASRec", "TALLRec", "LLaRA", "CoLLM", "ALLMRec", "RSLLM"] + ["ZeroShot"] * (form == "generation")
     command = (

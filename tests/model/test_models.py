@@ -170,7 +170,7 @@ def test_teachers(make_model, teacher):
 
 
 @pytest.mark.parametrize("teacher", ["Caser", "SASRec"])
-@pytest.mark.parametrize("length", [3, 60])
+@pytest.mark.parametrize("length", [3, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_teacher_may_read_another_number_of_items(make_model, teacher, length):
     """Its user representation is that of its own rows, which hold its number of items."""
     settings = {"epochs": 1, "train_batch_size": 256, "MAX_ITEM_LIST_LENGTH": length}

@@ -183,7 +183,10 @@ def test_losses_of_an_ablation_are_those_of_the_whole(make_model):
     torch.testing.assert_close(torch.stack([title, user]), torch.stack([same_title, same_user]))
 
 
-@pytest.mark.parametrize(("run_stages", "stage", "hybrid"), [(["text_id"], 0, False), (["hybrid"], 0, True), (None, 1, True)])
+@pytest.mark.parametrize(
+    ("run_stages", "stage", "hybrid"),
+    [(["text_id"], 0, False), pytest.param(["hybrid"], 0, True, marks=pytest.mark.slow), (None, 1, True)],
+)
 def test_one_stage_alone_is_trained_and_evaluated_on_its_own_prompts(make_model, run_stages, stage, hybrid):
     from recbole.utils import get_trainer
 

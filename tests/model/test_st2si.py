@@ -401,7 +401,7 @@ def test_beside_a_stock_model_under_full_ranking(chain_data, capsys):
     assert among_20["ST2SI"].keys() == {"hit@1"}
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("tuning", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_pretraining_then_tuning(two_datasets, tmp_path, tuning):
     settings = f"{{epochs: 2, tuning: {tuning}, learning_rate: 0.01, warmup_steps: 0, accumulation_steps: 1}}"
     sources = ["--model=ST2SI", "--pretrain_datasets=[links, rings]", f"--pretrain_settings={settings}"]

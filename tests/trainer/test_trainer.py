@@ -170,7 +170,7 @@ def test_resuming_inside_the_warm_up_goes_on_with_its_learning_rates(make_model,
     assert rates(again, train, 6) == after
 
 
-@pytest.mark.parametrize("name", ["TALLRec", "CoLLM"])
+@pytest.mark.parametrize("name", ["TALLRec", pytest.param("CoLLM", marks=pytest.mark.slow)])
 def test_merging_at_the_end_changes_neither_scores_nor_weights(make_model, monkeypatch, name):
     trainer, train, valid, test = trainer_of(
         make_model, name, merge_adapter=True, epochs=1, learning_rate=0.01, lora_r=4, lora_alpha=32
@@ -302,6 +302,7 @@ def test_resuming_refuses_another_run(make_model, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated weights", "truncated record", "foreign", "missing", "other model", "other data"])
+@pytest.mark.slow
 def test_bad_checkpoints_are_refused_with_a_sentence(make_model, tmp_path, damage):
     trainer, train, valid, _ = trainer_of(make_model, epochs=1)
     trainer.fit(train, valid)
