@@ -12,7 +12,6 @@ Everything is measured in turns in one process; each figure is the median over t
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -26,7 +25,7 @@ if {"-h", "--help"} & set(sys.argv[1:]):
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from step_cost import build, in_turns, step_batches  # noqa: E402
+from step_cost import build, in_turns, show, step_batches  # noqa: E402
 
 from recbole_llm.backbone.generation import greedy, score_titles, title_loss  # noqa: E402
 from recbole_llm.config.command_line import parse_command_line  # noqa: E402
@@ -129,10 +128,7 @@ def main() -> int:
                 seconds = in_turns({"ours": ours, "plain": plain}, rounds, torch.device(config["device"]))
                 ratios[name] = {**seconds, "ratio": seconds["ours"] / seconds["plain"], "bound": BOUNDS[name]}
             model.eval()
-    text = json.dumps({"torch": torch.__version__, "dataset": dataset, "settings": settings, **ratios}, indent=2, default=str)
-    print(text)
-    if file:
-        Path(file).write_text(text + "\n", encoding="utf-8")
+    show({"torch": torch.__version__, "dataset": dataset, "settings": settings, **ratios}, file)
     for name, found in ratios.items():
         verdict = "met" if found["ratio"] <= found["bound"] else "MISSED"
         print(f"{name:<12} {found['ratio']:.2f}   bound {found['bound']:.2f}: {verdict}")

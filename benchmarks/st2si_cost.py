@@ -17,7 +17,6 @@ median over the rounds.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -32,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from recbole.utils import get_model, get_trainer, init_seed  # noqa: E402
-from step_cost import in_turns, step_batches  # noqa: E402
+from step_cost import in_turns, show, step_batches  # noqa: E402
 
 from recbole_llm.config.command_line import parse_command_line  # noqa: E402
 from recbole_llm.config.settings import make_config  # noqa: E402
@@ -123,10 +122,7 @@ def main() -> int:
         settings = {**settings, "checkpoint_dir": folder}
         results["inference"] = one_user(dataset, settings, data, users, rounds)
         results["head tuning"] = head_tuning(dataset, settings, data, users, rounds)
-    text = json.dumps(results, indent=2, default=str)
-    print(text)
-    if file:
-        Path(file).write_text(text + "\n", encoding="utf-8")
+    show(results, file)
     print()
     within = True
     for part in ("inference", "head tuning"):

@@ -52,6 +52,14 @@ BOUNDS = {
 }
 
 
+def show(results: dict, file: str | None) -> None:
+    """Print the results as JSON, and write them to ``file`` where one is named."""
+    text = json.dumps(results, indent=2, default=str)
+    print(text)
+    if file:
+        Path(file).write_text(text + "\n", encoding="utf-8")
+
+
 def clock(work: Callable[[], object], device: torch.device) -> float:
     """Seconds that ``work`` takes."""
     if device.type == "cuda":
@@ -263,10 +271,7 @@ def main() -> int:
         results["negatives"] = negatives(dataset, settings, data, max(1, steps // 2), rounds)
         step_seconds = results["training"]["seconds_per_step"]["ours"]
         results["evaluation"] = evaluation(dataset, settings, data, users, rounds, step_seconds)
-    text = json.dumps(results, indent=2, default=str)
-    print(text)
-    if file:
-        Path(file).write_text(text + "\n", encoding="utf-8")
+    show(results, file)
     print()
     within = True
     for part in ("training", "negatives", "evaluation"):

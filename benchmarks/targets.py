@@ -16,7 +16,6 @@ Everything is measured in turns in one process; each figure is the median over t
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -31,7 +30,7 @@ if {"-h", "--help"} & set(sys.argv[1:]):
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from recbole.utils import get_model, init_seed  # noqa: E402
-from step_cost import in_turns  # noqa: E402
+from step_cost import in_turns, show  # noqa: E402
 
 from recbole_llm.config.command_line import parse_command_line  # noqa: E402
 from recbole_llm.config.settings import make_config  # noqa: E402
@@ -97,10 +96,7 @@ def main() -> int:
     for kind in ("tokens", "seconds"):
         each = results[f"{kind}_per_target"]
         results |= {f"{kind} per target, {name} / window": each[name] / each["window"] for name in ("rows", "last", "all")}
-    text = json.dumps(results, indent=2, default=str)
-    print(text)
-    if file:
-        Path(file).write_text(text + "\n", encoding="utf-8")
+    show(results, file)
     print()
     within = True
     for name, value in results.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.errors import UserError, printable
-from recbole_llm.files import replace_file
+from recbole_llm.files import replace_file, replace_text
 
 SHOWN = 10  # items of a history on the screen
 KINDS = (".parquet", ".csv", ".json")
@@ -95,7 +95,7 @@ def as_text(history: Sequence[str], found: Sequence[Any]) -> str:
 def write(file: str, users: Sequence[str] | None, found: Sequence[Sequence[Any]]) -> None:
     """Write recommendations to a ``.parquet``, ``.csv`` or ``.json`` file, in one step."""
     if file.endswith(".json"):
-        replace_file(Path(file), lambda temporary: temporary.write_text(as_json(users, found) + "\n", encoding="utf-8"))
+        replace_text(Path(file), as_json(users, found) + "\n")
         return
     import polars  # only where a table is written
 

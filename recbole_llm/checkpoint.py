@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recbole_llm.errors import UserError, first_line
-from recbole_llm.files import replace_file
+from recbole_llm.files import replace_file, replace_text
 
 RECORD = "recbole_llm.json"
 WEIGHTS = "model.safetensors"
@@ -67,8 +67,7 @@ def as_json(value: Any) -> Any:
 
 def write_json(file: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON file in one step."""
-    text = json.dumps(record, indent=2, default=str, allow_nan=True) + "\n"
-    replace_file(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    replace_text(file, json.dumps(record, indent=2, default=str, allow_nan=True) + "\n")
 
 
 def write(folder: str | Path, record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:

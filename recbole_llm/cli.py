@@ -207,14 +207,13 @@ def runs(argv: Sequence[str]) -> int:
 
 def recommend(argv: Sequence[str]) -> int:
     """``recbole-llm recommend``: the top items for users or a history, on the screen or in a file."""
+    from recbole_llm.config.checks import GIVEN
     from recbole_llm.config.command_line import parse_command_line
 
     settings = parse_command_line(argv)
-    moved = {"data_path", "teacher_checkpoint", "pretrained", "backbone"}
-    moved |= {"endpoint_url", "endpoint_model", "endpoint_key_variable"}
     known = {"checkpoint", "user", "users", "history", "unknown_titles", "candidates", "topk", "exclude_history"}
     known |= {"format", "output", "help"}
-    _refuse_unknown(settings, known | moved)
+    _refuse_unknown(settings, known.union(GIVEN))
     if settings.get("help"):
         print(USAGE, end="")
         return 0
@@ -236,7 +235,7 @@ def recommend(argv: Sequence[str]) -> int:
 
     from recbole_llm.recommend import load
 
-    model = load(str(settings["checkpoint"]), **{name: settings[name] for name in moved if name in settings})
+    model = load(str(settings["checkpoint"]), **{name: settings[name] for name in GIVEN if name in settings})
     asked = users if users is not None else None if user is None else [str(user)]
     found = model.recommend(
         users=asked,

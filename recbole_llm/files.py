@@ -37,6 +37,11 @@ def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def replace_text(file: Path, text: str) -> None:
+    """Write a text file, UTF-8 with Unix line ends, in one step; raises as :func:`replace_file`."""
+    replace_file(file, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+
+
 def regular_file(file: Path) -> Path:
     """Where ``file`` leads, if that is a file or nothing yet.
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from recbole.config import Config
-from recbole.utils import get_model
 
 from recbole_llm.config.settings import model_of
 from recbole_llm.data.shared import SharedData
@@ -19,6 +18,7 @@ from recbole_llm.evaluation.evaluate import ScoreRows
 from recbole_llm.evaluation.fusion import Fusion, PartScores, fuse_parts, parts_of, score_part
 from recbole_llm.evaluation.protocols import EvaluationSettings
 from recbole_llm.lock import held
+from recbole_llm.recommender.form import form_of
 from recbole_llm.registry import is_ours
 from recbole_llm.results import log
 from recbole_llm.results.describe import command, git_state, now, versions
@@ -57,8 +57,7 @@ def check_ranked(label: str, configs: Sequence[Config]) -> None:
     for config in configs:
         if EvaluationSettings.of_config(config).mode("test") == "labeled":
             raise UserError(f"model: {label} adds up scores of candidates, and protocol {config['protocol']} judges labels.")
-        forms = getattr(get_model(config["model"]), "forms", {}) if is_ours(config["model"]) else {}
-        if (config["recommend_by"] or next(iter(forms), None)) == "generation":
+        if form_of(config)[0] == "generation":
             raise UserError(f"model: {label} adds up scores of candidates, and {config['model']} generates its answer.")
 
 

@@ -10,7 +10,7 @@ from recbole.config import Config
 from recbole.utils import ModelType, get_model, init_seed
 
 from recbole_llm import checkpoint, registry
-from recbole_llm.config.checks import UNPICKLED, fitted, stock_class
+from recbole_llm.config.checks import ENDPOINT, UNPICKLED, fitted, stock_class
 from recbole_llm.config.schema import is_file_name, known_keys
 from recbole_llm.config.settings import make_config
 from recbole_llm.data.dataset import TextSequentialDataset
@@ -29,10 +29,6 @@ _NOT_FROM_A_RECORD = frozenset(
     "world_size ip port offset group_offset local_rank single_spec device gpu_id worker state show_progress verbose "
     "MODEL_TYPE MODEL_INPUT_TYPE eval_type".split()
 )
-_ENDPOINT = ("endpoint_url", "endpoint_model", "endpoint_key_variable")
-
-# What the caller may say in place of the record.
-GIVEN = ("data_path", "teacher_checkpoint", "pretrained", "backbone", *_ENDPOINT)
 
 
 def load_data_and_model(
@@ -54,7 +50,7 @@ def load_data_and_model(
 
     Args:
         model_file: a checkpoint folder of this library, or the weights file in it.
-        given: settings in place of the record's, of :data:`GIVEN`.
+        given: settings in place of the record's, of :data:`recbole_llm.config.checks.GIVEN`.
 
     Raises:
         UserError: no checkpoint, a truncated or foreign one, a record that asks for more than the above, data that is no longer
@@ -67,7 +63,7 @@ def load_data_and_model(
     record = _checked_record(folder)
     model_name, dataset = record["model"], record["dataset"]
     settings = _recorded_settings(record["settings"], model_name, folder)
-    for name in _ENDPOINT:
+    for name in ENDPOINT:
         if settings.pop(name, None) is not None and name not in given:
             raise UserError(f"{folder} was made with {name}, which is not taken from a record: give {name} yourself.")
     settings["teacher_settings"] = _teacher_settings(record["settings"], model_name, folder)

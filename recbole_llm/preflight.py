@@ -29,6 +29,7 @@ from recbole_llm.evaluation.candidates import check_pools
 from recbole_llm.evaluation.evaluate import identify_test_set
 from recbole_llm.evaluation.protocols import EvaluationSettings, evaluation_mode
 from recbole_llm.files import is_writable
+from recbole_llm.recommender.form import form_of
 from recbole_llm.recommender.retrieval import RetrievalForm
 from recbole_llm.registry import is_ours
 from recbole_llm.teacher.teacher import teacher_config
@@ -170,9 +171,9 @@ def check_catalogue(config: Config) -> None:
     settings = EvaluationSettings.of_config(config)
     if not is_ours(config["model"]) or "full" not in (settings.mode("valid"), settings.mode("test")):
         return
-    forms = getattr(get_model(config["model"]), "forms", {})
-    name = config["recommend_by"] or next(iter(forms), None)
-    if name in forms and not forms[name].ranks_catalogue:
+    name, form = form_of(config)
+    if form is not None and not form.ranks_catalogue:
+        forms = get_model(config["model"]).forms
         others = [other for other, form in forms.items() if form.ranks_catalogue]
         remedy = f"set recommend_by: {others[0]}, or " if others else ""
         raise UserError(
@@ -241,9 +242,7 @@ def check_prompts(config: Config, train: TextSequentialDataset, once: Once) -> N
         return
     llm = config["backbone"], config["backbone_revision"]
     text_side = once(llm, load_text_side, config)
-    model_class = get_model(config["model"])
-    forms = getattr(model_class, "forms", {})
-    form = forms.get(config["recommend_by"] or next(iter(forms), None))
+    model_class, (_, form) = get_model(config["model"]), form_of(config)
     if form is None or getattr(form, "build_prompts", None) is not RetrievalForm.build_prompts:
         return
     shown = {name: getattr(model_class, name) for name in ("has_item_vectors", "has_user_vector", "has_marker")}

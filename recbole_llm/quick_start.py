@@ -39,6 +39,7 @@ from recbole_llm.results import log, run
 from recbole_llm.results.describe import PeakMemory, keep_run, keep_test, settings_of
 from recbole_llm.results.run import read_curve
 from recbole_llm.teacher import stock
+from recbole_llm.trainer.checkpoint import load_trained_weights
 
 
 def compare(
@@ -266,7 +267,7 @@ def run_model(
             getLogger().info(f"{config['model']}: using the trained model in {folder}; --fresh=True trains it anew")
         _tell_results(rows, tests)
         if keep_scores is not None:
-            trainer_class(config, model).load_weights(folder)
+            load_trained_weights(model, folder, config["model"])
             keep_scores(model.eval().score)
     if model.teacher is not None and model.teacher.name not in models:
         of_teacher = model.teacher_run

@@ -203,7 +203,6 @@ class TrainedRecommender:
         """Read the items' vectors that an earlier process encoded with these very weights, or encode and keep them."""
         form = getattr(self.model, "form", None)
         if self._is_ready or not isinstance(form, RetrievalForm):
-            self._is_ready = True
             return
         file, identity = self.folder / ITEM_VECTORS, self._identity_of_vectors()
         stored = checkpoint.read_tensors_of(file, identity) if file.is_file() else None

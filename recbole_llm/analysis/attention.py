@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_llm.analysis import trained
-from recbole_llm.analysis.job import Job, digest, stored
+from recbole_llm.analysis.job import Job, stored
 from recbole_llm.analysis.order import ORIGINAL, OrderSettings, perturbed
 from recbole_llm.analysis.tables import format_columns, percent
 from recbole_llm.analysis.trained import TrainedModel
@@ -191,14 +190,13 @@ def analyze(job: Job, settings: AttentionSettings, order: OrderSettings) -> list
         raise UserError("analyze attention: name a model of this library, such as LLMSRec; the others run no LLM.")
     for name, config in configs:
         known = [trained.identity(name, config, data), asdict(settings), asdict(order)]
-        label = f"{name.replace(':', '-')}-{config['dataset']}-seed{config['seed']}"
         head = {"analysis": "attention", "model": name, "dataset": config["dataset"], "seed": config["seed"]}
 
         def compute(name=name, config=config, head=head):
             model = trained.obtain(name, config, data, job.models)
             return head | {"settings": asdict(settings)} | look(model, settings, order), None
 
-        results.append(stored(Path(job.output) / f"attention-{label}-{digest(known)}", known, compute))
+        results.append(stored(job.folder("attention", name, config, known), known, compute))
     return results
 
 

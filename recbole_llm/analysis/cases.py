@@ -6,14 +6,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from recbole_llm.analysis import trained
-from recbole_llm.analysis.job import Job, digest, stored
+from recbole_llm.analysis.job import Job, stored
 from recbole_llm.analysis.order import ORIGINAL, OrderSettings, perturbed, rank
 from recbole_llm.analysis.trained import TrainedModel
 from recbole_llm.data.dataset import TextSequentialDataset
@@ -87,7 +86,6 @@ def analyze(job: Job, settings: CaseSettings, order: OrderSettings) -> list[dict
     for name, config in job.configs():
         seed = config["seed"]
         known = [trained.identity(name, config, data), asdict(settings), asdict(order), job.models[0], chosen.get(seed)]
-        label = f"{name.replace(':', '-')}-{config['dataset']}-seed{seed}"
 
         def compute(name=name, config=config, seed=seed):
             model = trained.obtain(name, config, data, job.models)
@@ -102,7 +100,7 @@ def analyze(job: Job, settings: CaseSettings, order: OrderSettings) -> list[dict
             head = {"analysis": "cases", "model": name, "dataset": config["dataset"], "seed": seed, "users": users}
             return head | {"cases": show(model, rows, found, settings)}, None
 
-        results.append(stored(Path(job.output) / f"cases-{label}-{digest(known)}", known, compute))
+        results.append(stored(job.folder("cases", name, config, known), known, compute))
         chosen.setdefault(seed, results[-1]["users"])
         gc.collect()
     return results

@@ -15,7 +15,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from recbole.utils import get_model, init_seed
 from torch import Tensor
 
 from recbole_llm.analysis import trained
-from recbole_llm.analysis.job import Job, digest, stored
+from recbole_llm.analysis.job import Job, stored
 from recbole_llm.analysis.order import rank
 from recbole_llm.analysis.tables import decimal, format_columns, p_value
 from recbole_llm.analysis.trained import TrainedModel
@@ -159,8 +158,7 @@ def analyze(job: Job, settings: CrossSettings) -> list[dict[str, Any]]:
             head = {"analysis": "crossdomain", "model": name, "dataset": config["dataset"], "seed": config["seed"]}
             return head | {"train": settings.train, "protocol": config["protocol"]} | found, columns
 
-        label = f"{name.replace(':', '-')}-{settings.train}-{config['dataset']}-seed{config['seed']}"
-        results.append(stored(Path(job.output) / f"crossdomain-{label}-{digest(known)}", known, compute))
+        results.append(stored(job.folder("crossdomain", name, config, known, settings.train), known, compute))
         gc.collect()
     return results
 

@@ -7,14 +7,13 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from recbole_llm.analysis import trained
-from recbole_llm.analysis.job import Job, digest, stored
+from recbole_llm.analysis.job import Job, stored
 from recbole_llm.analysis.order import rank
 from recbole_llm.analysis.tables import decimal, format_columns
 from recbole_llm.analysis.trained import TrainedModel
@@ -66,13 +65,12 @@ def analyze(job: Job) -> list[dict[str, Any]]:
     data, results = SharedData(), []
     for name, config in job.configs():
         known = [trained.identity(name, config, data), str(config["device"])]
-        label = f"{name.replace(':', '-')}-{config['dataset']}-seed{config['seed']}"
         head = {"analysis": "efficiency", "model": name, "dataset": config["dataset"], "seed": config["seed"]}
 
         def compute(name=name, config=config, head=head):
             return head | measure(trained.obtain(name, config, data, job.models)), None
 
-        results.append(stored(Path(job.output) / f"efficiency-{label}-{digest(known)}", known, compute))
+        results.append(stored(job.folder("efficiency", name, config, known), known, compute))
         gc.collect()
     return results
 

@@ -17,7 +17,7 @@ from recbole.config import Config
 from recbole_llm._version import __version__
 from recbole_llm.analysis.tables import plain
 from recbole_llm.errors import UserError
-from recbole_llm.files import replace_file
+from recbole_llm.files import replace_text
 from recbole_llm.quick_start import configure
 
 RESULT = "result.json"
@@ -61,6 +61,19 @@ class Job:
             for name in self.models
         ]
 
+    def folder(self, analysis: str, name: str, config: Config, identity: Any, *more: str) -> Path:
+        """Where the result of an analysis of one model is kept.
+
+        Args:
+            analysis: its name.
+            name: of the model.
+            config: of the model.
+            identity: all that the result depends on, for JSON.
+            more: further words of the folder's name.
+        """
+        words = [analysis, name.replace(":", "-"), *more, config["dataset"], f"seed{config['seed']}", digest(identity)]
+        return Path(self.output) / "-".join(words)
+
     def data_config(self) -> Config:
         """A configuration for analyses of the data alone."""
         models = list(self.models) or ["SASRec"]  # any model: the data is the same for all
@@ -98,8 +111,7 @@ def stored(folder: Path, identity: Any, compute: Callable[[], tuple[dict[str, An
     if columns is not None:
         write_columns(folder / PER_USER, columns)
     kept = plain({"identity": identity, "version": __version__, **result})
-    text = json.dumps(kept, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    replace_file(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))  # last: a result has its columns
+    replace_text(file, json.dumps(kept, indent=2, allow_nan=False, ensure_ascii=False) + "\n")  # last: a result has its columns
     return {**kept, "read": False, "folder": str(folder)}
 
 
@@ -113,7 +125,7 @@ def write_columns(file: Path, columns: Mapping[str, Sequence]) -> None:
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
     table.writerow(columns)
     table.writerows(zip(*cells, strict=True))
-    replace_file(file, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8", newline="\n"))
+    replace_text(file, text.getvalue())
 
 
 def read_columns(file: str | Path) -> dict[str, np.ndarray]:

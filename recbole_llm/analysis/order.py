@@ -27,7 +27,7 @@ from torch import Tensor
 
 from recbole_llm.analysis import trained
 from recbole_llm.analysis.between import compare_models, format_differences
-from recbole_llm.analysis.job import PER_USER, Job, digest, read_columns, stored
+from recbole_llm.analysis.job import PER_USER, Job, read_columns, stored
 from recbole_llm.analysis.tables import decimal, format_columns, p_value, percent
 from recbole_llm.analysis.trained import TrainedModel
 from recbole_llm.data.dataset import TextSequentialDataset
@@ -251,7 +251,7 @@ def analyze(job: Job, settings: OrderSettings) -> list[dict[str, Any]]:
         retrained = {kind: pairs[place][1] for kind, pairs in shuffled.items()}
         identities = [trained.identity(name, other, data) for other in (config, *retrained.values())]
         known = [identities, asdict(settings)]
-        folder = Path(job.output) / f"order-{name.replace(':', '-')}-{config['dataset']}-seed{config['seed']}-{digest(known)}"
+        folder = job.folder("order", name, config, known)
 
         def compute(name=name, config=config, retrained=retrained):
             return _analyze_model(name, config, retrained, data, job.models, settings)

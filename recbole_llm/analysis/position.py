@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from recbole_llm.analysis import trained
-from recbole_llm.analysis.job import Job, digest, stored
+from recbole_llm.analysis.job import Job, stored
 from recbole_llm.analysis.tables import decimal, format_columns, p_value, percent
 from recbole_llm.analysis.trained import TrainedModel
 from recbole_llm.data.shared import SharedData
@@ -135,8 +134,7 @@ def analyze(job: Job, settings: PositionSettings) -> list[dict[str, Any]]:
             head = {"analysis": "position", "model": name, "dataset": config["dataset"], "seed": config["seed"]}
             return head | found, columns
 
-        label = f"{name.replace(':', '-')}-{config['dataset']}-seed{config['seed']}"
-        results.append(stored(Path(job.output) / f"position-{label}-{digest(known)}", known, compute))
+        results.append(stored(job.folder("position", name, config, known), known, compute))
         gc.collect()
     return results
 

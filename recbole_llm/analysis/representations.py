@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recbole_llm.analysis import trained
-from recbole_llm.analysis.job import Job, digest, stored
+from recbole_llm.analysis.job import Job, stored
 from recbole_llm.analysis.order import OrderSettings, perturbed
 from recbole_llm.analysis.tables import decimal, format_columns
 from recbole_llm.analysis.trained import TrainedModel
@@ -99,14 +98,13 @@ def analyze(job: Job, settings: OrderSettings) -> list[dict[str, Any]]:
     data, results = SharedData(), []
     for name, config in job.configs():
         known = [trained.identity(name, config, data), asdict(settings)]
-        label = f"{name.replace(':', '-')}-{config['dataset']}-seed{config['seed']}"
         head = {"analysis": "representations", "model": name, "dataset": config["dataset"], "seed": config["seed"]}
 
         def compute(name=name, config=config, head=head):
             model = trained.obtain(name, config, data, job.models)
             return head | {"settings": asdict(settings)} | compare_representations(model, settings), None
 
-        results.append(stored(Path(job.output) / f"representations-{label}-{digest(known)}", known, compute))
+        results.append(stored(job.folder("representations", name, config, known), known, compute))
         gc.collect()
     return results
 

@@ -42,6 +42,9 @@ _BOUND = r"\s*([-+]?(?:inf|\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*"
 _INTERVAL = re.compile(rf"[\[(]{_BOUND},{_BOUND}[\])]")
 # Files that RecBole's models unpickle, which runs what they say.
 UNPICKLED = ("pre_model_path", "mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "warm_up")
+# What the caller may say in place of a checkpoint's record: whom to ask, and where things have moved.
+ENDPOINT = ("endpoint_url", "endpoint_model", "endpoint_key_variable")
+GIVEN = ("data_path", "teacher_checkpoint", "pretrained", "backbone", *ENDPOINT)
 _ATOMIC_FILES = ("inter", "user", "item", "kg", "link", "net")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from recbole_llm.evaluation.evaluate import LabelResult, PredictRows, RankingResult, ScoreRows, evaluate, sample_rows
+from recbole_llm.evaluation.evaluate import LabelResult, PredictRows, RankingResult, ScoreRows, evaluate, rows_of_phase
 from recbole_llm.evaluation.protocols import EvaluationSettings
 from recbole_llm.evaluation.stock_scores import stock_predictions, stock_scores
 
@@ -56,10 +56,7 @@ class CandidateEvaluation:
         config = self.test_config or self.config
         settings = EvaluationSettings.of_config(config)
         phase = "valid" if split is split.splits["valid"] else "test"
-        rows = pool = None
-        if phase == "valid":
-            rows = sample_rows(split, settings.valid_users, settings.seed)
-            pool = settings.valid_items
+        rows, pool = rows_of_phase(split, settings, phase)
         self.last_ranking = evaluate(
             *self._scores(),
             split,

@@ -316,6 +316,13 @@ def _first_occurrence(items: np.ndarray) -> np.ndarray:
     return first
 
 
+def rows_of_phase(split: Any, settings: EvaluationSettings, phase: str) -> tuple[np.ndarray | None, int | None]:
+    """The rows that a phase evaluates, and its pool of candidates: a sample for validation; both None, all, for the test."""
+    if phase != "valid":
+        return None, None
+    return sample_rows(split, settings.valid_users, settings.seed), settings.valid_items
+
+
 def sample_rows(split: Any, valid_users: int | None, seed: int) -> np.ndarray:
     """Choose the rows for in-training validation: all rows of ``valid_users`` users, the same for every model.
 

@@ -16,7 +16,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_llm.errors import UserError
-from recbole_llm.evaluation.evaluate import RankingResult, ScoreRows, evaluate_ranking, sample_rows
+from recbole_llm.evaluation.evaluate import RankingResult, ScoreRows, evaluate_ranking, rows_of_phase
 from recbole_llm.evaluation.protocols import EvaluationSettings, evaluation_mode
 
 WEIGHTS = tuple(step / 10 for step in range(11))  # of the second model
@@ -127,9 +127,7 @@ def fuse_parts(first: PartScores, second: PartScores, splits: Mapping[str, Any],
 
 def _evaluate(score_rows: ScoreRows, split: Any, config: Any, phase: str) -> RankingResult:
     settings = EvaluationSettings.of_config(config)
-    rows = pool = None
-    if phase == "valid":
-        rows, pool = sample_rows(split, settings.valid_users, settings.seed), settings.valid_items
+    rows, pool = rows_of_phase(split, settings, phase)
     return evaluate_ranking(score_rows, split, config, phase, rows, pool=pool, eval_batch_rows=settings.eval_batch_rows or 512)
 
 

@@ -6,9 +6,17 @@ from typing import Any
 
 from recbole.config import Config
 from recbole.data.interaction import Interaction
+from recbole.utils import get_model
 from torch import Tensor
 
 from recbole_llm.data.dataset import TextSequentialDataset
+
+
+def form_of(config: Config) -> tuple[str | None, type[Form] | None]:
+    """The form in which a configuration's model is asked: its name and class; none for a model that has no forms."""
+    forms = getattr(get_model(config["model"]), "forms", {})
+    name = config["recommend_by"] or next(iter(forms), None)
+    return name, forms.get(name)
 
 
 class Form:

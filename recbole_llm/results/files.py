@@ -19,7 +19,7 @@ import numpy as np
 
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.ranking import is_per_user, per_user, split_metric
-from recbole_llm.files import is_writable, regular_file, replace_file
+from recbole_llm.files import is_writable, regular_file, replace_text
 from recbole_llm.results.comparison import TEACHER, Row, label_of, sentence
 from recbole_llm.results.run import FIELDS, FORMAT, VERSION, checked_record, plain, row_of
 
@@ -219,7 +219,7 @@ def write_text(file: str | Path, text: str, key: str) -> None:
     file = Path(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+        replace_text(file, text)
     except OSError as error:
         raise UserError(
             f"{key}: {file} cannot be written ({error.strerror}); name a file in a folder of yours."

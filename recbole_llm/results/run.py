@@ -28,7 +28,7 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from recbole_llm.errors import UserError, first_line
-from recbole_llm.files import replace_file
+from recbole_llm.files import replace_file, replace_text
 
 RECORD, RANKS, CURVE = "run.json", "ranks.parquet", "curve.json"
 FORMAT, VERSION = "recbole-llm run", 2
@@ -319,8 +319,7 @@ def plain(value: Any) -> Any:
 
 
 def _write_json(file: Path, value: Any) -> None:
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    replace_file(file, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+    replace_text(file, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

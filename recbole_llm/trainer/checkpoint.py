@@ -14,8 +14,10 @@ from recbole_llm import checkpoint
 from recbole_llm.backbone.lora import adapter_config, adapter_tensors, save_merged
 from recbole_llm.backbone.model_card import model_card
 from recbole_llm.errors import UserError
-from recbole_llm.files import replace_file
+from recbole_llm.files import replace_text
 from recbole_llm.recommender.base import Recommender
+
+CARD = "README.md"  # where the Hugging Face hub looks for a model card
 
 
 def backbone_identities(model: Recommender) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def save_weights(folder: Path, record: Mapping[str, Any], model: Recommender) ->
         if tensors:
             place = _folder_of_backbone(folder, name)
             checkpoint.write_adapter(place, adapter_config(backbone), tensors)
-            write_card(place / "adapter", model_card(backbone, "adapter", record))
+            replace_text(place / "adapter" / CARD, model_card(backbone, "adapter", record))
     checkpoint.write(folder, record, model.trained_parameters())
 
 
@@ -42,11 +44,7 @@ def save_merged_backbones(folder: Path, record: Mapping[str, Any], model: Recomm
     for name, backbone in model.backbones.items():
         place = _folder_of_backbone(folder, name) / checkpoint.MERGED
         save_merged(backbone, place)
-        write_card(place, model_card(backbone, "merged", record))
-
-
-def write_card(folder: Path, text: str) -> None:
-    replace_file(folder / "README.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        replace_text(place / CARD, model_card(backbone, "merged", record))
 
 
 def _folder_of_backbone(folder: Path, name: str) -> Path:
