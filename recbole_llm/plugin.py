@@ -284,9 +284,11 @@ def _create_samplers(stock: FunctionType) -> Callable:
     return create_samplers
 
 
-def _user_items(splits: Sequence[Any]) -> list:
+def _user_items(splits: Sequence[Any]) -> Any:
     """Per internal user id, the sorted distinct items of the user in all splits of one of RecBole's own datasets."""
     import numpy as np
+
+    from recbole_llm.data.sequences import Ragged
 
     users, items = [], []
     for split in splits:
@@ -299,7 +301,7 @@ def _user_items(splits: Sequence[Any]) -> list:
             users.append(users[-1])
             items.append(rows[histories][:, 0].numpy())
     pairs = np.unique(np.stack([np.concatenate(users), np.concatenate(items)]), axis=1)
-    return np.split(pairs[1], np.searchsorted(pairs[0], np.arange(1, splits[0].user_num)))
+    return Ragged(pairs[1], np.searchsorted(pairs[0], np.arange(splits[0].user_num + 1)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import psutil
 from recbole.config import Config
 from recbole.utils import get_model
@@ -218,7 +217,7 @@ def check_negatives(config: Config, train: TextSequentialDataset) -> None:
                 f"lower."
             )
         return
-    counts = np.array([len(items) for items in train.user_items])
+    counts = train.user_items.lengths
     user = int(counts.argmax())
     free = train.item_num - 1 - int(counts[user])
     if free < others:

@@ -265,9 +265,10 @@ class TrainedRecommender:
             split, rows = self.dataset.splits[phase], self._rows_of_user(phase, user)
             suffix = split.config["LIST_SUFFIX"]
             if len(rows) and not items:
-                length = int(split.inter_feat[split.item_list_length_field][rows[0]])
-                items.append(split.inter_feat[split.iid_field + suffix][rows[0], :length])
-                times.append(split.inter_feat[split.time_field + suffix][rows[0], :length])
+                first = split.inter_feat[rows[:1]]
+                length = int(first[split.item_list_length_field])
+                items.append(first[split.iid_field + suffix][0, :length])
+                times.append(first[split.time_field + suffix][0, :length])
             items.append(split.inter_feat[split.iid_field][rows])
             times.append(split.inter_feat[split.time_field][rows])
         sequence = torch.cat(items)

@@ -49,11 +49,11 @@ def rankings(model: TrainedModel, order: OrderSettings) -> dict[str, Any]:
 
 def _history(split: TextSequentialDataset, row: int, most: int) -> list[list[str]]:
     """Title and date of the latest items of a row's history, oldest first; no date where the data has none."""
-    rows, suffix = split.inter_feat, split.config["LIST_SUFFIX"]
-    length = int(rows[split.item_list_length_field][row])
+    shown, suffix = split.inter_feat[[row]], split.config["LIST_SUFFIX"]
+    length = int(shown[split.item_list_length_field])
     kept = slice(max(0, length - most), length)
-    items = rows[split.iid_field + suffix][row][kept].tolist()
-    times = rows[split.time_field + suffix][row][kept].numpy()
+    items = shown[split.iid_field + suffix][0][kept].tolist()
+    times = shown[split.time_field + suffix][0][kept].numpy()
     dates = split.item_dates(times) if split.has_dates else [""] * len(items)
     return [[split.item_texts[item], date] for item, date in zip(items, dates, strict=True)]
 

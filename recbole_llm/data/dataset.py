@@ -33,7 +33,8 @@ from recbole_llm.config.settings import select
 from recbole_llm.data import atomic
 from recbole_llm.data.guards import GuardSettings, guarded, with_distinct_texts, without_repeated_rows
 from recbole_llm.data.perturbation import training_order
-from recbole_llm.data.sequences import gather_windows
+from recbole_llm.data.rows import Histories, Rows
+from recbole_llm.data.sequences import Ragged
 from recbole_llm.data.temporal import Cuts, TemporalSettings, find_cuts, leave_out_unseen, lone_interactions, target_rows
 from recbole_llm.errors import UserError, closest, printable
 
@@ -107,7 +108,7 @@ class TextSequentialDataset(SequentialDataset):
         item_attributes (list[tuple[str, ...]]): the texts that each of ``item_texts`` is joined from, one for each field of
             ``item_text`` that is not empty.
         has_dates (bool): whether timestamps are points in time (``item_dates`` then works) and not mere ranks.
-        user_items (list[np.ndarray]): by internal user id, the sorted distinct internal ids of all items that the user ever
+        user_items (Sequence[np.ndarray]): by internal user id, the sorted distinct internal ids of all items that the user ever
             interacted with, whatever the split.
         interactions (int): how many there are in all splits together, after filtering.
         fingerprint (str): sha256 (hex) of the ids, the interactions in order and the settings of the split. Equal
@@ -126,7 +127,7 @@ class TextSequentialDataset(SequentialDataset):
     item_texts: list[str]
     item_attributes: list[tuple[str, ...]]
     has_dates: bool
-    user_items: list[np.ndarray]
+    user_items: Ragged
     interactions: int
     fingerprint: str
     text_fingerprint: str
@@ -453,12 +454,11 @@ class TextSequentialDataset(SequentialDataset):
             attributes[index] = (tokens[index],)
         return attributes
 
-    def _collect_user_items(self) -> list[np.ndarray]:
+    def _collect_user_items(self) -> Ragged:
         users = self.inter_feat[self.uid_field].to_numpy().astype(np.int64)
         items = self.inter_feat[self.iid_field].to_numpy().astype(np.int64)
         users, items = np.divmod(np.unique(users * self.item_num + items), self.item_num)
-        bounds = np.searchsorted(users, np.arange(self.user_num + 1)).tolist()
-        return [items[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+        return Ragged(items, np.searchsorted(users, np.arange(self.user_num + 1)))
 
     def item_dates(self, timestamps: np.ndarray) -> list[str]:
         """Return the day (UTC) of each timestamp as ``YYYY-MM-DD``.
@@ -486,7 +486,7 @@ class TextSequentialDataset(SequentialDataset):
         return interaction
 
     def data_augmentation(self) -> None:
-        """Make one row per prefix: the same tensors as RecBole's, gathered at once where that copies row by row.
+        """Make one row per prefix: the same tensors as RecBole's, whose histories are copied when they are read.
 
         ``u1`` with the items ``<i1, i2, i3, i4>`` gives ``u1, <i1> | i2``, ``u1, <i1, i2> | i3``, ``u1, <i1, i2, i3> | i4``.
         List fields have the shape ``[rows, MAX_ITEM_LIST_LENGTH, ...]``, padded with 0 on the right; of a longer history the
@@ -521,8 +521,25 @@ class TextSequentialDataset(SequentialDataset):
         for field, values in source.items():
             if field != self.uid_field:
                 list_field = getattr(self, f"{field}_list_field")
-                rows[list_field] = gather_windows(values, ends - lengths, lengths, self.max_item_list_len)
-        self.inter_feat = Interaction(rows)
+                rows[list_field] = Histories.of(values, ends - lengths, lengths, self.max_item_list_len)
+        self.inter_feat = Rows(rows)
+
+    def leave_one_out(self, group_by: str, leave_one_mode: str) -> list[TextSequentialDataset]:
+        """The splits that RecBole makes, with its rows in its order, without a list of Python integers for each user."""
+        left_out = {"valid_and_test": 2, "valid_only": 1, "test_only": 1}[leave_one_mode]
+        groups = self.inter_feat[group_by].numpy()
+        _, first, inverse, counts = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+        order = np.lexsort([np.arange(len(groups)), first[inverse]])  # groups in the order in which they begin
+        counts = np.repeat(counts[np.argsort(first)], counts[np.argsort(first)])
+        starts = np.flatnonzero(np.r_[True, np.diff(first[inverse][order]) != 0])
+        place = np.arange(len(groups)) - np.repeat(starts, np.diff(np.r_[starts, len(groups)]))
+        behind = np.maximum(place - (counts - np.minimum(left_out, counts - 1)) + 1, 0)  # 0: in training
+        behind += np.where(behind > 0, np.maximum(left_out - (counts - 1), 0), 0)  # of a short sequence the last are left out
+        parts = [order[behind == part] for part in range(left_out + 1)]
+        if left_out == 1:
+            parts.insert(2 if leave_one_mode == "valid_only" else 1, order[:0])
+        self._drop_unused_col()
+        return [self.copy(self.inter_feat[part]) for part in parts]
 
     def build(self) -> list[TextSequentialDataset]:
         """Return the train, valid and test splits, as RecBole makes them.
@@ -545,8 +562,7 @@ class TextSequentialDataset(SequentialDataset):
             # Of a user's rows the last in the split is the latest. (Highest row number: an index may repeat.)
             last.scatter_reduce_(0, users, torch.arange(len(users)), "amax", include_self=False)
             kept = torch.sort(last[torch.unique(users)]).values
-            rows = {field: values[kept] for field, values in all_rows.inter_feat.interaction.items()}
-            train = all_rows.copy(Interaction(rows))
+            train = all_rows.copy(all_rows.inter_feat[kept])
         train.all_rows = all_rows
         splits = {"train": all_rows, "valid": valid, "test": test}
         for split in (train, all_rows, valid, test):

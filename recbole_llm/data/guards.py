@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from recbole_llm.data.sequences import first_items
 from recbole_llm.errors import UserError
 
 _ROWS_AT_ONCE = 1 << 16  # bounds the memory beside the rows
@@ -133,7 +134,7 @@ def _action(key: str, value: str | None, other: str, verb: str = "leaves them ou
 def _training_items(train: Any) -> np.ndarray:
     """Sorted internal ids of the items of all training interactions; a history's first item is the target of no row."""
     rows = train.inter_feat
-    items = [rows[train.iid_field].numpy(), rows[train.iid_field + train.config["LIST_SUFFIX"]][:, 0].numpy()]
+    items = [rows[train.iid_field].numpy(), first_items(train, np.arange(len(rows)))]
     if train.lone_interactions is not None:
         items.append(train.lone_interactions[1].numpy())
     return np.unique(np.concatenate(items))
@@ -145,11 +146,12 @@ def _marked_rows(split: Any, training_items: np.ndarray, text_codes: np.ndarray)
     targets, lengths = rows[split.iid_field].numpy(), rows[split.item_list_length_field].numpy()
     marked = {name: np.zeros(len(targets), dtype=bool) for name in ("item in history", "text in history", "unseen", "tied")}
     marked["unseen"] = ~np.isin(targets, training_items)
-    last = rows[split.time_field + suffix].numpy()[np.arange(len(targets)), lengths - 1]
-    marked["tied"] = last == rows[split.time_field].numpy()
     for start in range(0, len(targets), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
-        histories = rows[split.iid_field + suffix][part].numpy()
+        these = rows[part]
+        histories, times = these[split.iid_field + suffix].numpy(), these[split.time_field + suffix].numpy()
+        last = times[np.arange(len(times)), lengths[part] - 1]
+        marked["tied"][part] = last == these[split.time_field].numpy()
         real = np.arange(histories.shape[1]) < lengths[part, None]
         marked["item in history"][part] = ((histories == targets[part, None]) & real).any(axis=1)
         same_text = text_codes[histories] == text_codes[targets[part], None]

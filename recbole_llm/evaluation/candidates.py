@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_llm.data.sequences import Ragged
 from recbole_llm.errors import UserError, printable, unknown_value
 from recbole_llm.evaluation.protocols import EvaluationSettings
 from recbole_llm.evaluation.randomness import CHUNK_ELEMENTS, absorb, row_key, uniform
@@ -96,10 +97,9 @@ def _skip_interacted(split: Any, users: np.ndarray, targets: np.ndarray, free_in
     Returns:
         ``[rows, number]`` int64 internal item ids.
     """
-    lengths = _interacted_counts(split)
-    starts = np.r_[0, np.cumsum(lengths)]
+    owned = _interacted(split)
+    lengths, starts, interacted = owned.lengths, owned.bounds, owned.values
     owner = np.repeat(np.arange(len(lengths)), lengths)
-    interacted = np.concatenate(split.user_items).astype(np.int64)
     # With the user in front, the ids ascend over the whole array: one binary search answers for all users at once.
     own_items = owner * split.item_num + interacted
     wanted = users * split.item_num + targets
@@ -119,13 +119,11 @@ def _skip_interacted(split: Any, users: np.ndarray, targets: np.ndarray, free_in
     return items
 
 
-def _interacted_counts(split: Any) -> np.ndarray:
-    """Items of each user, int64; counted once for the ``user_items`` that a split has."""
-    counted = getattr(split, "_counted_items", None)
-    if counted is None or counted[0] is not split.user_items:
-        counts = np.fromiter((len(items) for items in split.user_items), dtype=np.int64, count=len(split.user_items))
-        split._counted_items = counted = split.user_items, counts
-    return counted[1]
+def _interacted(split: Any) -> Ragged:
+    """The ``user_items`` of a split, in one array."""
+    if not isinstance(split.user_items, Ragged):
+        split.user_items = Ragged.of(split.user_items)
+    return split.user_items
 
 
 def draw_candidates(
@@ -177,7 +175,7 @@ def draw_candidates(
     users, ordinals = _users_and_ordinals(split)
     targets = split.inter_feat[split.iid_field].numpy().astype(np.int64)
     if sampling == "non_interacted":
-        pools = split.item_num - 1 - _interacted_counts(split)[users]
+        pools = split.item_num - 1 - _interacted(split).lengths[users]
         _check_pools(split, users, pools, number, phase)
     if rows is not None:
         users, ordinals, targets = users[rows], ordinals[rows], targets[rows]
@@ -262,7 +260,7 @@ def check_pools(split: Any, number: int, phase: str) -> None:
         UserError: naming the user who has the fewest, and the remedy.
     """
     users, _ = _users_and_ordinals(split)
-    _check_pools(split, users, split.item_num - 1 - _interacted_counts(split)[users], number, phase)
+    _check_pools(split, users, split.item_num - 1 - _interacted(split).lengths[users], number, phase)
 
 
 def _check_pools(split: Any, users: np.ndarray, pools: np.ndarray, number: int, phase: str) -> None:

@@ -22,7 +22,7 @@ from recbole.utils import get_model
 import recbole_llm  # noqa: F401 (RecBole on current libraries)
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.prepare import generate_chain
-from recbole_llm.data.sequences import gather_windows
+from recbole_llm.data.sequences import copy_windows, gather_windows, windows_of
 from recbole_llm.errors import UserError
 
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
@@ -427,7 +427,7 @@ def test_windows_do_not_depend_on_the_part_size():
     values = torch.arange(1, 60).reshape(-1, 1).repeat(1, 2)
     starts, lengths = torch.tensor([0, 57, 58, 3, 10]), torch.tensor([4, 2, 1, 0, 3])
     whole = gather_windows(values, starts, lengths, 4)
-    assert torch.equal(whole, gather_windows(values, starts, lengths, 4, rows_at_once=2))
+    assert torch.equal(whole, copy_windows(windows_of(values, 4), starts, lengths, rows_at_once=2))
     assert whole[1, :, 0].tolist() == [58, 59, 0, 0] and whole[3].sum() == 0
 
 
