@@ -20,7 +20,7 @@ import numpy as np
 from recbole_llm.errors import UserError, printable
 
 TYPES = ("token", "token_seq", "float", "float_seq")
-_CHUNK_CHARACTERS = 1 << 24  # bounds what is held twice while a file is read
+_CHUNK_CHARACTERS = 1 << 22  # bounds what is held twice while a file is read
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Table:
         types: field -> type, of all fields in the header, in its order.
         columns: field -> values, of the fields that were asked for. ``float`` fields are float64 arrays (NaN where the
             file has nothing), all others lists of str (``""`` where the file has nothing).
-        lines: line number in the file of each record (from 1; the header is line 1). Blank lines are no records.
+        lines: line number in the file of each record (from 1; the header is line 1), int64. Blank lines are no records.
     """
 
     path: Path
     types: dict[str, str]
     columns: dict[str, list[str] | np.ndarray]
-    lines: Sequence[int]
+    lines: np.ndarray
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -80,7 +80,7 @@ def read_table(
     columns: dict[str, list] = {field: [] for field in wanted}
     known: dict[str, dict[str, str]] = {field: {} for field in wanted if types[field] == "token"}
 
-    lines: list[int] = []
+    lines: list[np.ndarray] = []
     next_line = 2
     chunk = chunk[1:]
     while chunk is not None:
@@ -90,7 +90,7 @@ def read_table(
             kept = [(number, line) for number, line in zip(numbers, chunk, strict=True) if line.strip("\r\n")]
             numbers, chunk = [number for number, _ in kept], [line for _, line in kept]
         if chunk:
-            lines.extend(numbers)
+            lines.append(np.asarray(numbers, dtype=np.int64))
             values = _split(path, chunk, numbers, separator, len(types))
             for field in wanted:
                 column = values[position[field] :: len(types)]
@@ -105,7 +105,7 @@ def read_table(
     for field in wanted:
         if types[field] == "float":
             columns[field] = np.concatenate(columns[field] or [np.zeros(0)])
-    return Table(path, types, columns, lines)
+    return Table(path, types, columns, np.concatenate([np.empty(0, np.int64), *lines]))
 
 
 def require(path: str | os.PathLike, types: dict[str, str], field: str, kinds: Sequence[str], key: str | None = None) -> None:

@@ -65,7 +65,9 @@ def first_items(split: Any, rows: np.ndarray, rows_at_once: int = 1 << 15) -> np
     """The oldest item of the histories of some ``rows`` (int64 ``[n]``) of a split, int64 ``[n]``."""
     field = split.iid_field + split.config["LIST_SUFFIX"]
     parts = [rows[start : start + rows_at_once] for start in range(0, len(rows), rows_at_once)]
-    return np.concatenate([split.inter_feat[part][field][:, 0].numpy() for part in parts] or [np.empty(0, np.int64)])
+    # Copied, since a view would keep all histories of its part.
+    found = [split.inter_feat[part][field][:, 0].clone().numpy() for part in parts]
+    return np.concatenate([np.empty(0, np.int64), *found])
 
 
 def single_interactions(train: Any) -> Any:

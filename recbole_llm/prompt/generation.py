@@ -66,7 +66,7 @@ class TitlePrompts:
     ) -> None:
         self.settings = settings
         self.table = PieceTable(encode)
-        self._title = self.table.append([ids[: settings.max_item_tokens] for ids in encode(list(item_texts))])
+        self._title = self.table.append_texts(item_texts, settings.max_item_tokens)
         before = list(prefix_ids)
         if settings.user_vector:
             before += [*encode([settings.user_sentence])[0], USER_TOKEN]

@@ -80,7 +80,7 @@ class PromptBuilder:
         self.format_dates = format_dates
         self.table = PieceTable(encode)
         limit = settings.max_item_tokens
-        self._title = self.table.append([ids[:limit] for ids in encode(list(item_texts))])
+        self._title = self.table.append_texts(item_texts, limit)
         self.catalog = len(item_texts)
         self._prefix, self._slot, self._out = self.table.append(
             [list(prefix_ids), slot_tokens(settings.item_vectors, settings.marker), [OUT_TOKEN] * settings.out_tokens]
@@ -136,7 +136,7 @@ class PromptBuilder:
         """
         first = len(self._title)
         limit = self.settings.max_item_tokens
-        self._title = np.concatenate([self._title, self.table.append([ids[:limit] for ids in self.table.encode(list(texts))])])
+        self._title = np.concatenate([self._title, self.table.append_texts(texts, limit)])
         self.check_fits()
         return np.arange(first, len(self._title), dtype=np.int64)
 

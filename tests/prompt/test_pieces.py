@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recbole_llm.prompt import pieces
 from recbole_llm.prompt.batch import OUT_TOKEN
 from recbole_llm.prompt.generation import TitlePrompts, TitlePromptSettings
-from recbole_llm.prompt.pieces import latest_that_fit
+from recbole_llm.prompt.pieces import PieceTable, latest_that_fit
 from recbole_llm.prompt.retrieval import PromptBuilder, PromptSettings
 from recbole_llm.prompt.sequence import SequencePrompts, SequencePromptSettings
 from recbole_llm.prompt.yes_no import YesNoPrompts, YesNoPromptSettings
@@ -82,3 +84,20 @@ def test_every_kind_of_prompt_keeps_whole_latest_items(lengths, history, most_to
         assert len(batch.tokens) <= most_tokens or len(shown) == 1, kind
         if kind in ("sequence", "retrieval"):
             assert batch.tokens[-1] == OUT_TOKEN, kind
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+def test_texts_are_tokenized_some_at_a_time(monkeypatch, at_once):
+    monkeypatch.setattr(pieces, "_TEXTS_AT_ONCE", at_once)
+    asked = []
+
+    def encode(texts):
+        asked.append(len(texts))
+        return [[ord(letter) for letter in text] for text in texts]
+
+    table = PieceTable(encode)
+    table.append([[1, 2]])
+    numbers = table.append_texts(["abcd", "", "ef"], 3)
+    assert max(asked) <= at_once and numbers.tolist() == [1, 2, 3]
+    assert table.gather(numbers)[0].tolist() == [97, 98, 99, 101, 102]
+    assert table.append_texts([], 3).tolist() == []
