@@ -33,8 +33,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from recbole_llm.config.command_line import parse_command_line  # noqa: E402
 
-DEFAULTS = {"sizes": "10000,100000,1000000", "interactions": 20, "steps": 100, "users": 10_000, "limit_gb": 12.0, "results": None}
-WORDS = "red blue small large old new light heavy wooden steel lamp table chair guitar piano record album film book game".split()
+DEFAULTS = {
+    "sizes": "10000,100000,1000000",
+    "interactions": 20,
+    "steps": 100,
+    "users": 10_000,
+    "limit_gb": 12.0,
+    "results": None,
+}
+WORDS = "red blue small large old new light heavy wooden steel lamp table chair guitar piano record album film book".split()
 STAGES = ("load", "model and tokens", "training", "evaluation")
 
 
