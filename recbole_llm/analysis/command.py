@@ -15,6 +15,7 @@ from recbole_llm.analysis import (
     dataset,
     efficiency,
     groups,
+    memorization,
     order,
     position,
     representations,
@@ -43,6 +44,7 @@ recbole-llm analyze NAME --dataset=ml-100k [--model=SASRec,LLMSRec] [--seed=1,2]
   cases            some users' histories, each model's best items, and what changes in another order [--users=3] [--topk=5]
   crossdomain      trained on one dataset, tested on another [--train=A] [--vectors=without,own]
   position         at which places of the prompt the chosen candidates stand [--recommend_by=generation]
+  memorization     how often the bare LLM goes on with a data set's own lines [--backbone=smollm2-135m] [--questions=200]
   sweep            test metrics over values of a key, seeds as bands [--over=beta:0,0.3,0.7] [--seed=1,2,3]
 
 Models that were trained before are found again; results of before are read. All results are kept in the folder --output.
@@ -79,7 +81,7 @@ def run(argv: Sequence[str]) -> int:
         for field in dataclasses.fields(kind):
             settings.pop(field.name, None)
     job = Job(str(dataset_name), models, seeds, files, settings, output)
-    if models and name != "dataset":
+    if models and name not in ("dataset", "memorization"):
         start_logging(job.configs()[0][1], models)
     result, text = analyze(job, *chosen)
     file = Path(output) / f"{name}-{dataset_name}.json"
@@ -148,6 +150,7 @@ ANALYSES: dict[str, tuple[tuple[type, ...], Callable[..., tuple[Any, str]]]] = {
     "curve": ((), _with_table(curve)),
     "cases": ((cases.CaseSettings, order.OrderSettings), _with_table(cases)),
     "crossdomain": ((crossdomain.CrossSettings,), _with_table(crossdomain)),
+    "memorization": ((memorization.MemorizationSettings,), _with_table(memorization)),
     "position": ((position.PositionSettings,), _with_table(position)),
     "sweep": ((sweep.SweepSettings,), _with_table(sweep)),
 }

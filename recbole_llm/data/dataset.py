@@ -119,6 +119,7 @@ class TextSequentialDataset(SequentialDataset):
         splits (dict[str, TextSequentialDataset]): on every split that ``build`` returns: ``train`` (all its rows),
             ``valid`` and ``test``.
         all_rows (TextSequentialDataset): on the train split that ``build`` returns: the same with all its rows.
+        inter_file, item_file (Path): the files that it was read from.
         cuts (Cuts | None): where the data are split by time for all users, the two cuts.
         lone_interactions (tuple[torch.Tensor, torch.Tensor] | None): under such a split the users (int64 ``[n]``) that have
             one training interaction, and so no training row, and its items.
@@ -149,11 +150,11 @@ class TextSequentialDataset(SequentialDataset):
                 "the key benchmark_filename (interactions that were split beforehand) is not supported here: "
                 "give one .inter file and set eval_args"
             )
-        self._inter_path = Path(os.path.normpath(dataset_path), f"{token}.inter")
-        self._item_path = self._inter_path.with_name(f"{token}.item")
+        self.inter_file = Path(os.path.normpath(dataset_path), f"{token}.inter")
+        self.item_file = self.inter_file.with_name(f"{token}.item")
         self._check_files_exist()
         self._attributes_of_token = atomic.read_item_attributes(
-            self._item_path,
+            self.item_file,
             self.iid_field,
             self._settings.item_text,
             self._settings.field_separator,
@@ -162,17 +163,17 @@ class TextSequentialDataset(SequentialDataset):
         super()._load_data(token, dataset_path)
 
     def _check_files_exist(self) -> None:
-        folder = self._inter_path.parent
+        folder = self.inter_file.parent
         if not folder.is_dir():
             raise UserError(self._no_folder(folder))
-        if not self._inter_path.is_file():
+        if not self.inter_file.is_file():
             raise UserError(
-                f"{self._inter_path} is missing: it must hold the interactions, with the columns "
+                f"{self.inter_file} is missing: it must hold the interactions, with the columns "
                 f"{self.uid_field}:token, {self.iid_field}:token and {self.time_field}:float"
             )
-        if not self._item_path.is_file():
+        if not self.item_file.is_file():
             raise UserError(
-                f"{self._item_path} is missing: the items' texts are read from it, with the columns {self.iid_field}:token "
+                f"{self.item_file} is missing: the items' texts are read from it, with the columns {self.iid_field}:token "
                 f"and {self._settings.item_text[0]}:token_seq"
             )
 
@@ -304,7 +305,7 @@ class TextSequentialDataset(SequentialDataset):
         """The last step of filtering: check what is left, before RecBole refuses it without saying why."""
         if self.inter_feat.empty:
             raise UserError(
-                f"no interaction of {self._inter_path} is left after filtering ({self._active_filters()}): loosen these keys"
+                f"no interaction of {self.inter_file} is left after filtering ({self._active_filters()}): loosen these keys"
             )
         self._check_histories()
         if self._temporal is not None:
@@ -330,7 +331,7 @@ class TextSequentialDataset(SequentialDataset):
         short = lengths[lengths < SHORTEST_HISTORY]
         if len(short):
             raise UserError(
-                f"{len(short)} of {len(lengths)} users in {self._inter_path} have fewer than {SHORTEST_HISTORY} interactions "
+                f"{len(short)} of {len(lengths)} users in {self.inter_file} have fewer than {SHORTEST_HISTORY} interactions "
                 f"after filtering (user {printable(repr(short.index[0]))} has {short.iloc[0]}), too few to leave the last ones "
                 f'out for validation and test: set user_inter_num_interval: "[{SHORTEST_HISTORY},inf)" to leave these users out'
             )
@@ -405,7 +406,7 @@ class TextSequentialDataset(SequentialDataset):
                     kind = name
         if kind in units:
             self._check_calendar(times, kind, units[kind])
-        self.logger.debug(f"timestamps of {self._inter_path} are {kind if kind in units else 'ranks, not dates'}")
+        self.logger.debug(f"timestamps of {self.inter_file} are {kind if kind in units else 'ranks, not dates'}")
         return units.get(kind)
 
     def _check_calendar(self, times: np.ndarray, kind: str, unit: int) -> None:
@@ -416,7 +417,7 @@ class TextSequentialDataset(SequentialDataset):
         recorded, lines = self._recorded_times
         row = int(np.flatnonzero(np.isin(recorded, outside))[0])
         raise UserError(
-            f"{self._inter_path}:{lines[row]} has {recorded[row]:.15g} as {self.time_field}, which is beyond the calendar "
+            f"{self.inter_file}:{lines[row]} has {recorded[row]:.15g} as {self.time_field}, which is beyond the calendar "
             f"(years 1 to 9999) as timestamp_format: {kind} reads it: correct or remove the line, or set the key to none"
         )
 
@@ -446,7 +447,7 @@ class TextSequentialDataset(SequentialDataset):
         nameless = [index for index, texts in enumerate(attributes) if index and not texts]
         if nameless:
             self.logger.warning(
-                f"{len(nameless)} of {len(tokens) - 1} items of {self.dataset_name} have no text in {self._item_path} "
+                f"{len(nameless)} of {len(tokens) - 1} items of {self.dataset_name} have no text in {self.item_file} "
                 f"({', '.join(self._settings.item_text)}), for example item "
                 f"{printable(repr(tokens[nameless[0]]))}: their id is their text"
             )
@@ -579,11 +580,11 @@ class TextSequentialDataset(SequentialDataset):
         empty = [phase for phase, dataset in splits.items() if len(dataset) == 0]
         if empty and split == {"LS": "valid_and_test"}:
             raise UserError(
-                f"no user in {self._inter_path} has enough interactions for a {empty[0]} row under the split {split} "
+                f"no user in {self.inter_file} has enough interactions for a {empty[0]} row under the split {split} "
                 f"(one needs {SHORTEST_HISTORY + 1} for train, valid and test): add longer histories, or loosen the filters"
             )
         if empty and self.cuts is not None:
             raise UserError(
-                f"no user in {self._inter_path} has a {empty[0]} row, an interaction with others before it, under valid_from: "
+                f"no user in {self.inter_file} has a {empty[0]} row, an interaction with others before it, under valid_from: "
                 f"{self._temporal.valid_from} and test_from: {self._temporal.test_from}: move the cuts, or set unseen to keep"
             )

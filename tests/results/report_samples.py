@@ -149,6 +149,15 @@ def analysis_results() -> dict[str, list[dict]]:
             "position", users=40, chosen=[30, 5, 3], hits=[9, 1, 0], targets=[13, 14, 13], invalid=1, ambiguous=1,
             expected=38 / 3, chi_square=35.9, p_value=1e-8,
         ),
+        "memorization": [
+            {
+                "analysis": "memorization", "dataset": "ml-100k", "backbone": EVIL, "layers": 2, "settings": {"shown": 5},
+                "questions": {
+                    "titles": {"asked": 40, "right": 1, "share": 0.025, "interval": [0.004, 0.13], "guess": 0.0,
+                               "examples": [["196", EVIL]]},
+                },
+            }
+        ],
         "sweep": [
             {**result, "seed": seed, "key": "beta", "value": value, "metrics": {"ndcg@10": 0.2 + value / 10 + seed / 100}}
             for result in _each("sweep")

@@ -14,6 +14,7 @@ from recbole_llm.results.report.analyses import (
     dataset,
     efficiency,
     groups,
+    memorization,
     order,
     position,
     representations,
@@ -31,6 +32,7 @@ SECTIONS: dict[str, Callable[[Analysis], Section]] = {
     "curve": curve.section,
     "cases": cases.section,
     "crossdomain": crossdomain.section,
+    "memorization": memorization.section,
     "position": position.section,
     "sweep": sweep.section,
 }
