@@ -90,6 +90,11 @@ MODELS: dict[str, Entry] = {
         properties="model/ST2SI.yaml",
         paper="Zhai et al., Learning Transition Patterns by LLMs for Sequential Recommendation (ST2SI), 2025",
     ),
+    "HLLM": Entry(
+        model="recbole_llm.model.hllm:HLLM",
+        properties="model/HLLM.yaml",
+        paper="Chen et al., HLLM: Enhancing Sequential Recommendations via Hierarchical Large Language Models, 2024",
+    ),
     "ZeroShot": Entry(
         model="recbole_llm.model.zeroshot:ZeroShot",
         properties="model/ZeroShot.yaml",
