@@ -124,8 +124,8 @@ def _offer(module: ModuleType, suffix: str, part: str) -> None:
 
     def __getattr__(name: str) -> Any:
         model = name.removesuffix(suffix)
-        if name.endswith(suffix) and is_ours(model):
-            return resolve(getattr(MODELS[model], part))
+        if name.endswith(suffix) and (is_ours(model) or model in BASELINES):
+            return resolve(getattr(MODELS.get(model) or BASELINES[model], part))
         if previous is not None:
             return previous(name)
         raise AttributeError(f"module '{module.__name__}' has no attribute '{name}'")

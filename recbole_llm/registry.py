@@ -112,6 +112,12 @@ BASELINES: dict[str, Entry] = {
         dataset="recbole.data.dataset:SequentialDataset",
         trainer="recbole.trainer:Trainer",
     ),
+    "TIGER": Entry(
+        model="recbole_llm.model.tiger:TIGER",
+        properties="model/TIGER.yaml",
+        paper="Rajput et al., Recommender Systems with Generative Retrieval (TIGER), NeurIPS 2023",
+        trainer="recbole.trainer:Trainer",
+    ),
 }
 
 

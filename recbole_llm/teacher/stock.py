@@ -226,7 +226,7 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
     if training == "causal" and (name not in CAUSAL_MODELS or config["loss_type"] != "CE"):
         training = "prefix"
     settings = {**deciding_settings(config), "training": training}
-    fingerprint = splits["train"].column_fingerprint
+    fingerprint = data_identity(config, splits)
     digest = hashlib.sha256(json.dumps([settings, fingerprint], sort_keys=True).encode()).hexdigest()[:10]
     folder = Path(config["checkpoint_dir"]) / f"{name}-{config['dataset']}-seed{config['seed']}-{digest}"
 
@@ -278,6 +278,8 @@ def _train(
     """Train ``model`` and write its folder, which must be held."""
     name = config["model"]
     train_data, valid_data = loaders
+    if hasattr(model, "make_ids"):  # a first stage of its own
+        model.make_ids()
     started, begun = time.perf_counter(), now()
     bases = (CandidateEvaluation, get_trainer(config["MODEL_TYPE"], name))
     if training == "causal":
@@ -333,6 +335,14 @@ def _train(
     return StockRun(model.eval(), config, splits, folder, seconds, record["valid_result"], curve=curve, started=begun)
 
 
+def data_identity(config: Config, splits: dict[str, Any]) -> str:
+    """The fingerprint of what a stock model learns from: with the items' texts where it reads them."""
+    train = splits["train"]
+    if not getattr(get_model(config["model"]), "reads_texts", False):
+        return train.column_fingerprint
+    return hashlib.sha256(f"{train.column_fingerprint} {train.text_fingerprint}".encode()).hexdigest()
+
+
 def training_data(config: Config, splits: dict[str, Any]) -> Any:
     """What a stock model is trained on: prefixes with their targets, or single interactions where it knows no sequences."""
     return splits["train"] if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else single_interactions(splits["train"])
@@ -372,7 +382,7 @@ def load(folder: str | Path, config: Config, splits: dict[str, Any]) -> StockRun
     """
     folder = Path(folder)
     record = _read_record(folder)
-    checkpoint.check(record, folder, model=config["model"], fingerprint=splits["train"].column_fingerprint)
+    checkpoint.check(record, folder, model=config["model"], fingerprint=data_identity(config, splits))
     train = training_data(config, splits)
     _dataloaders(config, splits, train)
     model = get_model(config["model"])(config, train).to(config["device"])
