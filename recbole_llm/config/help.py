@@ -55,7 +55,7 @@ def _first_page(data_path: str | os.PathLike) -> str:
         "",
         "Models (--help --model=LLMSTAR lists the keys of one):",
         *_papers(models),
-        _one_line(f"  and {len(stock)} without an LLM, such as SASRec, eSASRec, BERT4Rec; --help --model=all lists all."),
+        _one_line(f"  and {len(stock)} without an LLM, such as SASRec, GRU4Rec, eSASRec; --help --model=all lists all."),
         "",
         _one_line(f"Datasets under {data_path}: {_some(datasets_in(data_path))}"),
         f"  ml-100k comes with RecBole, which fetches {len(_fetchable()) - 1} more; --help --dataset=all lists them.",
