@@ -90,10 +90,33 @@ MODELS: dict[str, Entry] = {
         properties="model/ST2SI.yaml",
         paper="Zhai et al., Learning Transition Patterns by LLMs for Sequential Recommendation (ST2SI), 2025",
     ),
+    "HLLM": Entry(
+        model="recbole_llm.model.hllm:HLLM",
+        properties="model/HLLM.yaml",
+        paper="Chen et al., HLLM: Enhancing Sequential Recommendations via Hierarchical Large Language Models, 2024",
+    ),
     "ZeroShot": Entry(
         model="recbole_llm.model.zeroshot:ZeroShot",
         properties="model/ZeroShot.yaml",
         paper="the un-tuned LLM on the generation prompts of RSLLM and LLaRA",
+    ),
+}
+
+# Models of this library without an LLM. They are trained, kept, evaluated and used as teachers as RecBole's own models are, so
+# that everything here calls them stock models.
+BASELINES: dict[str, Entry] = {
+    "eSASRec": Entry(
+        model="recbole_llm.model.esasrec:eSASRec",
+        properties="model/eSASRec.yaml",
+        paper="Tikhonovich et al., eSASRec: Enhancing Transformer-based Recommendations in a Modular Fashion, RecSys 2025",
+        dataset="recbole.data.dataset:SequentialDataset",
+        trainer="recbole.trainer:Trainer",
+    ),
+    "TIGER": Entry(
+        model="recbole_llm.model.tiger:TIGER",
+        properties="model/TIGER.yaml",
+        paper="Rajput et al., Recommender Systems with Generative Retrieval (TIGER), NeurIPS 2023",
+        trainer="recbole.trainer:Trainer",
     ),
 }
 
@@ -202,7 +225,8 @@ def is_ours(model_name: Any) -> bool:
 
 def properties_of(model_name: str) -> Path:
     """The file of a model's own settings."""
-    return properties_folder() / MODELS[model_name].properties  # an absolute path stays as it is
+    entry = MODELS.get(model_name) or BASELINES[model_name]
+    return properties_folder() / entry.properties  # an absolute path stays as it is
 
 
 def resolve(reference: str) -> Any:
@@ -237,8 +261,8 @@ def recbole_folder() -> Path:
 
 
 def stock_models() -> list[str]:
-    """The names of RecBole's own models, sorted."""
-    return list(_stock_models())
+    """The names of RecBole's own models and of ``BASELINES``, sorted."""
+    return sorted([*_stock_models(), *BASELINES], key=str.lower)
 
 
 @lru_cache(maxsize=1)
@@ -250,7 +274,7 @@ def _stock_models() -> tuple[str, ...]:
 
 
 def known_models() -> list[str]:
-    """The names of all models, ours first, then RecBole's."""
+    """The names of all models, LLM recommenders first."""
     return [*models(), *stock_models()]
 
 

@@ -553,6 +553,8 @@ def recbole_keys() -> dict[str, Key]:
 
 def stock_model_keys(model: str, model_class: type | None) -> dict[str, Key]:
     """Return the keys of a stock model: its YAML file, and what its source reads beyond that."""
+    if model in registry.BASELINES:
+        return keys_of_file(registry.properties_of(model), f"model/{model}.yaml")
     keys: dict[str, Key] = {}
     path = registry.recbole_folder() / "properties" / "model" / f"{model}.yaml"
     for name in keys_read_by(model if model_class is None else model_class):

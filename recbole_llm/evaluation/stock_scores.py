@@ -24,8 +24,9 @@ def stock_predictions(model: Any) -> PredictRows:
 def stock_scores(model: Any, *, max_scores: int = 2**25, max_rows: int = 2**13) -> ScoreRows:
     """Make a scoring function of a RecBole model.
 
-    ``full_sort_predict`` encodes each history once, and the candidates' scores are gathered from its row. Where a model
-    has none, ``predict`` is called on one row per (history, candidate), each of which encodes the history again.
+    ``full_sort_predict`` encodes each history once, and the candidates' scores are gathered from its row. Where a model has
+    none, ``predict`` is called on one row per (history, candidate), each of which encodes the history again. A model with
+    ``score_candidates`` is asked for its candidates by that.
 
     Args:
         model: a RecBole sequential recommender. It is put into eval mode for each call, and back after it.
@@ -45,6 +46,8 @@ def stock_scores(model: Any, *, max_scores: int = 2**25, max_rows: int = 2**13) 
         model.eval()
         try:
             with torch.no_grad():
+                if candidates is not None and hasattr(model, "score_candidates"):
+                    return model.score_candidates(interaction, candidates)
                 if has_full_sort:
                     try:
                         return by_catalogue(interaction, candidates)

@@ -41,7 +41,7 @@ from recbole_llm.results.log import note_settings, run_log, tracked
 from recbole_llm.results.run import forget, read_curve, write_curve
 
 # Models whose state at position n sees items 1..n only, with one `gather_indexes` at the end of `forward`.
-CAUSAL_MODELS = ("SASRec", "GRU4Rec")
+CAUSAL_MODELS = ("SASRec", "GRU4Rec", "eSASRec")
 
 
 @contextmanager
@@ -55,11 +55,16 @@ def all_positions(model: nn.Module) -> Iterator[None]:
 
 
 def all_positions_loss(model: nn.Module, windows: Tensor) -> Tensor:
-    """Cross-entropy of the next item over the catalogue at every position of ``windows`` int64 ``[W, L + 1]``."""
+    """The mean loss of the next item at every position of ``windows`` int64 ``[W, L + 1]``.
+
+    It is the model's own ``next_item_loss`` where it has one, else the cross-entropy over the catalogue.
+    """
     inputs, targets = windows[:, :-1], windows[:, 1:]
     with all_positions(model):
         states = model.forward(inputs, (inputs > 0).sum(dim=1))
     real = targets > 0
+    if hasattr(model, "next_item_loss"):
+        return model.next_item_loss(states[real], targets[real])
     logits = states[real] @ model.item_embedding.weight.T
     return functional.cross_entropy(logits, targets[real])
 
@@ -221,7 +226,7 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
     if training == "causal" and (name not in CAUSAL_MODELS or config["loss_type"] != "CE"):
         training = "prefix"
     settings = {**deciding_settings(config), "training": training}
-    fingerprint = splits["train"].column_fingerprint
+    fingerprint = data_identity(config, splits)
     digest = hashlib.sha256(json.dumps([settings, fingerprint], sort_keys=True).encode()).hexdigest()[:10]
     folder = Path(config["checkpoint_dir"]) / f"{name}-{config['dataset']}-seed{config['seed']}-{digest}"
 
@@ -273,12 +278,18 @@ def _train(
     """Train ``model`` and write its folder, which must be held."""
     name = config["model"]
     train_data, valid_data = loaders
+    if hasattr(model, "make_ids"):  # a first stage of its own
+        model.make_ids()
     started, begun = time.perf_counter(), now()
     bases = (CandidateEvaluation, get_trainer(config["MODEL_TYPE"], name))
     if training == "causal":
         bases = (CausalTraining, *bases)
     trainer_class = type(f"{name}BaselineTrainer", (RecordedTraining, *bases), {})
     trainer = trainer_class(config, model)
+    if config["adam_betas"]:  # a key of models of this library alone
+        for group in trainer.optimizer.param_groups:
+            if "betas" in group:
+                group["betas"] = tuple(config["adam_betas"])
     curve = []
     if getattr(model, "train_stage", None) == "pretrain":
         # S3Rec: RecBole leaves the fine-tuning to a second run with other settings, and writes copies for it on the way.
@@ -324,6 +335,14 @@ def _train(
     return StockRun(model.eval(), config, splits, folder, seconds, record["valid_result"], curve=curve, started=begun)
 
 
+def data_identity(config: Config, splits: dict[str, Any]) -> str:
+    """The fingerprint of what a stock model learns from: with the items' texts where it reads them."""
+    train = splits["train"]
+    if not getattr(get_model(config["model"]), "reads_texts", False):
+        return train.column_fingerprint
+    return hashlib.sha256(f"{train.column_fingerprint} {train.text_fingerprint}".encode()).hexdigest()
+
+
 def training_data(config: Config, splits: dict[str, Any]) -> Any:
     """What a stock model is trained on: prefixes with their targets, or single interactions where it knows no sequences."""
     return splits["train"] if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else single_interactions(splits["train"])
@@ -363,7 +382,7 @@ def load(folder: str | Path, config: Config, splits: dict[str, Any]) -> StockRun
     """
     folder = Path(folder)
     record = _read_record(folder)
-    checkpoint.check(record, folder, model=config["model"], fingerprint=splits["train"].column_fingerprint)
+    checkpoint.check(record, folder, model=config["model"], fingerprint=data_identity(config, splits))
     train = training_data(config, splits)
     _dataloaders(config, splits, train)
     model = get_model(config["model"])(config, train).to(config["device"])

@@ -192,6 +192,8 @@ def test_neither_the_target_nor_the_future_is_in_a_prompt_or_a_score(case, built
         prompts.clear()
         if case.form is not None:
             model.form.forget_items()
+        elif hasattr(model, "forget_items"):
+            model.forget_items()
         scores = scores_of(case, model, variant, candidates)
         found.append((scores, set(prompts)))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
