@@ -39,6 +39,7 @@ from recbole_llm.lock import held
 from recbole_llm.results.describe import now, settings_of
 from recbole_llm.results.log import note_settings, run_log, tracked
 from recbole_llm.results.run import forget, read_curve, write_curve
+from recbole_llm.teacher.item_embedding import CatalogueVectors, catalogue_vectors, identity_of, make_room, use_item_vectors
 
 # Models whose state at position n sees items 1..n only, with one `gather_indexes` at the end of `forward`.
 CAUSAL_MODELS = ("SASRec", "GRU4Rec")
@@ -220,25 +221,34 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
     name = config["model"]
     if training == "causal" and (name not in CAUSAL_MODELS or config["loss_type"] != "CE"):
         training = "prefix"
-    settings = {**deciding_settings(config), "training": training}
+    vectors = catalogue_vectors(config, splits["train"])
+    settings = {**identity_of(deciding_settings(config), vectors), "training": training}
     fingerprint = splits["train"].column_fingerprint
     digest = hashlib.sha256(json.dumps([settings, fingerprint], sort_keys=True).encode()).hexdigest()[:10]
     folder = Path(config["checkpoint_dir"]) / f"{name}-{config['dataset']}-seed{config['seed']}-{digest}"
 
     with held(folder):
-        return _train_or_load(config, splits, training, folder, settings, fingerprint)
-
+        return _train_or_load(config, splits, training, folder, settings, fingerprint, vectors)
 
 
 def _train_or_load(
-    config: Config, splits: dict[str, Any], training: str, folder: Path, settings: dict[str, Any], fingerprint: str
+    config: Config,
+    splits: dict[str, Any],
+    training: str,
+    folder: Path,
+    settings: dict[str, Any],
+    fingerprint: str,
+    vectors: CatalogueVectors | None,
 ) -> StockRun:
     """:func:`train_or_load` while no other process writes ``folder``."""
     name = config["model"]
     train = training_data(config, splits)
     train_data, valid_data = _dataloaders(config, splits, train)
     init_seed(config["seed"], config["reproducibility"])
-    model = get_model(name)(config, train).to(config["device"])
+    model = get_model(name)(config, train)
+    if vectors is not None:
+        use_item_vectors(model, config, vectors.vectors)
+    model = model.to(config["device"])
     # What a traditional model knows (counts, similarities) is no weight of it, and takes one pass to count again.
     keeps_weights = config["MODEL_TYPE"] != ModelType.TRADITIONAL
     if keeps_weights and checkpoint.exists(folder) and not config["fresh"]:
@@ -257,7 +267,8 @@ def _train_or_load(
     with run_log(name, folder.name), tracked(folder.name, resolved):
         note_settings(folder.name, resolved)
         getLogger().info(f"{name}: training it now ({training}); it will be kept in {folder}")
-        return _train(config, model, splits, (train_data, valid_data), training, folder, settings, fingerprint)
+        stored = [] if vectors is None else vectors.stored_files
+        return _train(config, model, splits, (train_data, valid_data), training, folder, settings, fingerprint, stored)
 
 
 def _train(
@@ -269,6 +280,7 @@ def _train(
     folder: Path,
     settings: dict[str, Any],
     fingerprint: str,
+    stored_files: list[str],
 ) -> StockRun:
     """Train ``model`` and write its folder, which must be held."""
     name = config["model"]
@@ -314,6 +326,7 @@ def _train(
         "fingerprint": fingerprint,
         "seed": config["seed"],
         "settings": settings,
+        "stored_files": stored_files,
         "started": begun,
         "train_seconds": seconds,
         "valid_result": dict(valid_result or {}),
@@ -366,9 +379,12 @@ def load(folder: str | Path, config: Config, splits: dict[str, Any]) -> StockRun
     checkpoint.check(record, folder, model=config["model"], fingerprint=splits["train"].column_fingerprint)
     train = training_data(config, splits)
     _dataloaders(config, splits, train)
-    model = get_model(config["model"])(config, train).to(config["device"])
+    model = get_model(config["model"])(config, train)
+    weights = checkpoint.read_weights(folder, config["device"])
     try:
-        model.load_state_dict(checkpoint.read_weights(folder, config["device"]))
+        make_room(model, config, weights)
+        model = model.to(config["device"])
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
             f"The weights in {folder} do not fit {config['model']} as it is configured here: give the sizes that it was "
