@@ -15,7 +15,7 @@ from recbole_llm.compat import redirect
 from recbole_llm.config.checks import no_such_model
 from recbole_llm.config.identity import data_settings
 from recbole_llm.errors import UserError
-from recbole_llm.registry import MODELS, is_ours, known_models, resolve
+from recbole_llm.registry import BASELINES, MODELS, is_ours, known_models, resolve
 
 
 def register() -> None:
@@ -77,6 +77,8 @@ def _get_model(stock: FunctionType) -> Callable:
     def get_model(model_name):
         if is_ours(model_name):
             return resolve(MODELS[model_name].model)
+        if model_name in BASELINES:
+            return resolve(BASELINES[model_name].model)
         try:
             return stock(model_name)
         except (ValueError, AttributeError, ImportError):
@@ -165,7 +167,7 @@ def _uses_our_settings(config: Any, model: Any) -> bool:
 def _load_internal_config_dict(stock: Callable) -> Callable:
     def _load_internal_config_dict(self, model, model_class, dataset):
         stock(self, model, model_class, dataset)
-        if _uses_our_settings(self, model):
+        if _uses_our_settings(self, model) or model in BASELINES:
             from recbole_llm.config.settings import load_internal
 
             load_internal(self, model, model_class, dataset)

@@ -97,6 +97,18 @@ MODELS: dict[str, Entry] = {
     ),
 }
 
+# Models of this library without an LLM. They are trained, kept, evaluated and used as teachers as RecBole's own models are, so
+# that everything here calls them stock models.
+BASELINES: dict[str, Entry] = {
+    "eSASRec": Entry(
+        model="recbole_llm.model.esasrec:eSASRec",
+        properties="model/eSASRec.yaml",
+        paper="Tikhonovich et al., eSASRec: Enhancing Transformer-based Recommendations in a Modular Fashion, RecSys 2025",
+        dataset="recbole.data.dataset:SequentialDataset",
+        trainer="recbole.trainer:Trainer",
+    ),
+}
+
 
 def register_model(
     name: str,
@@ -202,7 +214,8 @@ def is_ours(model_name: Any) -> bool:
 
 def properties_of(model_name: str) -> Path:
     """The file of a model's own settings."""
-    return properties_folder() / MODELS[model_name].properties  # an absolute path stays as it is
+    entry = MODELS.get(model_name) or BASELINES[model_name]
+    return properties_folder() / entry.properties  # an absolute path stays as it is
 
 
 def resolve(reference: str) -> Any:
@@ -237,8 +250,8 @@ def recbole_folder() -> Path:
 
 
 def stock_models() -> list[str]:
-    """The names of RecBole's own models, sorted."""
-    return list(_stock_models())
+    """The names of RecBole's own models and of ``BASELINES``, sorted."""
+    return sorted([*_stock_models(), *BASELINES], key=str.lower)
 
 
 @lru_cache(maxsize=1)
@@ -250,7 +263,7 @@ def _stock_models() -> tuple[str, ...]:
 
 
 def known_models() -> list[str]:
-    """The names of all models, ours first, then RecBole's."""
+    """The names of all models, LLM recommenders first."""
     return [*models(), *stock_models()]
 
 

@@ -94,6 +94,7 @@ def test_every_model_has_a_section():
     page = (DOCS / "models.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| \[`(\w+)`\]\(#", page, re.MULTILINE)
     own = [name for name, entry in registry.MODELS.items() if entry.model.startswith("recbole_llm.")]
+    own += registry.BASELINES
     assert listed == own
     for name in own:
         assert re.search(rf"--model=\S*\b{name}\b", page), name
@@ -111,9 +112,10 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
 
 def test_settings_named_by_the_models_page_are_keys():
     """A key that is renamed must be renamed in the documentation."""
-    from recbole_llm.config.schema import read_schema
+    from recbole_llm.config.schema import known_keys, read_schema
 
-    known = {name for keys in read_schema().values() for name in keys}
+    schema = [*read_schema().values(), *map(known_keys, registry.BASELINES)]
+    known = {name for keys in schema for name in keys}
     page = (DOCS / "models.md").read_text(encoding="utf-8")
     named = set(re.findall(r"--(?:[A-Za-z]+(?::\w+)?\.)?([a-z_]+)=", page)) | set(re.findall(r"`([a-z_]+): ", page))
     assert len(named) > 10 and named <= known | {"model", "dataset"}, sorted(named - known)

@@ -134,9 +134,9 @@ def interacted(settings: dict) -> dict[str, set[str]]:
 
 
 class TestTable:
-    @pytest.mark.parametrize("name", registry.MODELS)
+    @pytest.mark.parametrize("name", [*registry.MODELS, *registry.BASELINES])
     def test_every_entry_resolves(self, name):
-        entry = registry.MODELS[name]
+        entry = {**registry.MODELS, **registry.BASELINES}[name]
         assert registry.resolve(entry.model).__name__ == name
         assert issubclass(registry.resolve(entry.dataset), SequentialDataset)
         assert issubclass(registry.resolve(entry.trainer), Trainer)

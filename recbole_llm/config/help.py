@@ -55,7 +55,7 @@ def _first_page(data_path: str | os.PathLike) -> str:
         "",
         "Models (--help --model=LLMSTAR lists the keys of one):",
         *_papers(models),
-        _one_line(f"  and {len(stock)} of RecBole, such as SASRec, GRU4Rec, BERT4Rec; --help --model=all lists all."),
+        _one_line(f"  and {len(stock)} without an LLM, such as SASRec, eSASRec, BERT4Rec; --help --model=all lists all."),
         "",
         _one_line(f"Datasets under {data_path}: {_some(datasets_in(data_path))}"),
         f"  ml-100k comes with RecBole, which fetches {len(_fetchable()) - 1} more; --help --dataset=all lists them.",
@@ -88,12 +88,13 @@ def _model_page(name: str) -> str:
     ours = registry.is_ours(name)
     known = known_keys(name)
     if not ours:
-        own = {key: said for key, said in known.items() if said.where.startswith("recbole/model/")}
+        own = {key: said for key, said in known.items() if said.where.startswith(("recbole/model/", "model/"))}
         groups = {f"{name}": own}
         for key, said in keys_of_stock_models().items():
             groups.setdefault(said.section, {})[key] = said
         read = {key: said for key, said in known.items() if said.where == "recbole" and not said.mark and not said.meaning}
-        title = f"{name}, a model of RecBole. Keys of ours hold where protocol is set."
+        of_recbole = f"{name}, a model of RecBole. Keys of ours hold where protocol is set."
+        title = f"{name}: {registry.BASELINES[name].paper}" if name in registry.BASELINES else of_recbole
     else:
         groups, read = _groups_of_ours(name, known), {}
         title = f"{name}: {registry.models()[name].paper}"

@@ -562,6 +562,8 @@ def recbole_keys() -> dict[str, Key]:
 def stock_model_keys(model: str, model_class: type | None) -> dict[str, Key]:
     """Return the keys of a stock model: ours, its YAML file, and what its source reads beyond that."""
     keys = keys_of_stock_models()
+    if model in registry.BASELINES:
+        return {**keys, **_inherited(keys_of_file(registry.properties_of(model), f"model/{model}.yaml"), keys)}
     path = registry.recbole_folder() / "properties" / "model" / f"{model}.yaml"
     for name in keys_read_by(model if model_class is None else model_class):
         keys[name] = Key(name=name, where="recbole")

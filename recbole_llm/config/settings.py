@@ -48,6 +48,10 @@ def load_internal(config: Any, model: str, model_class: type, dataset: str) -> N
         UserError: see :func:`validate`.
     """
     external = config.external_config_dict
+    of_model: dict[str, Any] = {}
+    if model in registry.BASELINES:
+        of_model = load_yaml(registry.properties_of(model))
+        config.internal_config_dict.update(copy.deepcopy(of_model))
     if not applies(model, external):
         return
     ours = registry.is_ours(model)
@@ -55,7 +59,6 @@ def load_internal(config: Any, model: str, model_class: type, dataset: str) -> N
     recbole_negatives = internal.get("train_neg_sample_args")
 
     overall = load_yaml(root / "overall.yaml")
-    of_model: dict[str, Any] = {}
     for file in settings_files(model) if ours else ():
         of_model.update(load_yaml(file))
     of_model.pop("forms", None)

@@ -42,7 +42,7 @@ from recbole_llm.results.run import forget, read_curve, write_curve
 from recbole_llm.teacher.item_embedding import CatalogueVectors, catalogue_vectors, identity_of, make_room, use_item_vectors
 
 # Models whose state at position n sees items 1..n only, with one `gather_indexes` at the end of `forward`.
-CAUSAL_MODELS = ("SASRec", "GRU4Rec")
+CAUSAL_MODELS = ("SASRec", "GRU4Rec", "eSASRec")
 
 
 @contextmanager
@@ -56,11 +56,16 @@ def all_positions(model: nn.Module) -> Iterator[None]:
 
 
 def all_positions_loss(model: nn.Module, windows: Tensor) -> Tensor:
-    """Cross-entropy of the next item over the catalogue at every position of ``windows`` int64 ``[W, L + 1]``."""
+    """The mean loss of the next item at every position of ``windows`` int64 ``[W, L + 1]``.
+
+    It is the model's own ``next_item_loss`` where it has one, else the cross-entropy over the catalogue.
+    """
     inputs, targets = windows[:, :-1], windows[:, 1:]
     with all_positions(model):
         states = model.forward(inputs, (inputs > 0).sum(dim=1))
     real = targets > 0
+    if hasattr(model, "next_item_loss"):
+        return model.next_item_loss(states[real], targets[real])
     logits = states[real] @ model.item_embedding.weight.T
     return functional.cross_entropy(logits, targets[real])
 
@@ -291,6 +296,10 @@ def _train(
         bases = (CausalTraining, *bases)
     trainer_class = type(f"{name}BaselineTrainer", (RecordedTraining, *bases), {})
     trainer = trainer_class(config, model)
+    if config["adam_betas"]:  # a key of models of this library alone
+        for group in trainer.optimizer.param_groups:
+            if "betas" in group:
+                group["betas"] = tuple(config["adam_betas"])
     curve = []
     if getattr(model, "train_stage", None) == "pretrain":
         # S3Rec: RecBole leaves the fine-tuning to a second run with other settings, and writes copies for it on the way.

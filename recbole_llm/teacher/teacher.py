@@ -99,7 +99,8 @@ class Teacher(nn.Module):
         lengths = read[self.model.ITEM_SEQ_LEN]
         window = torch.from_numpy(window).to(lengths.device)
         place = lengths[window] - 1 - torch.from_numpy(ends - np.arange(len(ends))).to(lengths.device)
-        if len(last) == len(ends) or self.name not in stock.CAUSAL_MODELS or (place < 0).any():
+        in_one_pass = self.name in stock.CAUSAL_MODELS and getattr(self.model, "is_prefix_stable", True)
+        if len(last) == len(ends) or not in_one_pass or (place < 0).any():
             return self.represent(rows)
         with stock.all_positions(self.model):
             return self.model.forward(read[self.model.ITEM_SEQ], lengths)[window, place].float()
