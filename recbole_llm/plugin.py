@@ -126,6 +126,8 @@ def _offer(module: ModuleType, suffix: str, part: str) -> None:
         model = name.removesuffix(suffix)
         if name.endswith(suffix) and is_ours(model):
             return resolve(getattr(MODELS[model], part))
+        if name.endswith(suffix) and model in BASELINES and part == "trainer":
+            return resolve(BASELINES[model].trainer)
         if previous is not None:
             return previous(name)
         raise AttributeError(f"module '{module.__name__}' has no attribute '{name}'")

@@ -15,6 +15,7 @@ from recbole_llm.config.schema import (
     forms_of,
     known_keys,
     llm_keys,
+    load_yaml,
     read_schema,
     stock_model_keys,
 )
@@ -465,6 +466,9 @@ def _check_trust(config: Any, settings: Mapping) -> None:
 def _check_item_vectors(config: Any, settings: Mapping) -> None:
     """Check what the item embeddings of a stock model are made of, as far as the settings say it."""
     source, where = settings.get("item_vectors"), origin_of(config, "item_vectors")
+    if not source and registry.BASELINES.get(config.model) and "item_vectors" in config.external_config_dict:
+        if load_yaml(registry.properties_of(config.model)).get("item_vectors"):
+            raise UserError(f"item_vectors: {config.model} is made of them; take text, llm or a file ({where}).")
     if not source or _ours(config):
         return
     if not _isolated(config):

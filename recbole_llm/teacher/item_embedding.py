@@ -131,6 +131,11 @@ def use_item_vectors(model: nn.Module, config: Config, vectors: np.ndarray) -> N
     embedding = _embedding_of(model, settings.model, len(vectors))
     table = embedding.weight.detach()
     items, width = slice(1, len(vectors) + 1), table.shape[1]
+    own = torch.cat([table[:1], table[items.stop :]])
+    if hasattr(model, "embed_vectors"):  # a model that is made of them
+        ready = torch.from_numpy(transformed(vectors, settings.item_vectors_transform))
+        setattr(model, NAME, model.embed_vectors(own, ready))
+        return
     std = settings.item_vectors_std or float(table[items].std())
     projects = settings.item_vectors_use == "project"
     ready = torch.from_numpy(transformed(vectors, settings.item_vectors_transform, None if projects else width))
@@ -144,7 +149,6 @@ def use_item_vectors(model: nn.Module, config: Config, vectors: np.ndarray) -> N
         # Of a small catalogue's vectors there may be fewer numbers than the model is wide: the others stay random.
         table[items, : ready.shape[1]] = _scaled(ready, std).to(table)
         return
-    own = torch.cat([table[:1], table[items.stop :]])
     if not projects:
         ready = functional.pad(_scaled(ready, std), (0, width - ready.shape[1]))
         setattr(model, NAME, VectorEmbedding(own, ready))
@@ -165,7 +169,8 @@ def make_room(model: nn.Module, config: Config, weights: Mapping[str, Tensor]) -
         RuntimeError: the weights have none, as where weights do not fit a module.
     """
     settings = select(EmbeddingSettings, config)
-    if not settings.item_vectors or settings.item_vectors_use == "initialize":
+    builds = getattr(model, "embed_vectors", None)
+    if not settings.item_vectors or (settings.item_vectors_use == "initialize" and builds is None):
         return
     own, vectors = (weights.get(f"{NAME}.{part}") for part in ("own", "vectors"))
     if own is None or vectors is None or own.ndim != 2 or vectors.ndim != 2:
@@ -173,6 +178,9 @@ def make_room(model: nn.Module, config: Config, weights: Mapping[str, Tensor]) -
     embedding = _embedding_of(model, settings.model, len(vectors))
     if own.shape != (embedding.num_embeddings - len(vectors), embedding.embedding_dim):
         raise RuntimeError("the item vectors are of another size")
+    if builds is not None:
+        setattr(model, NAME, builds(torch.zeros(own.shape), torch.zeros(vectors.shape)))
+        return
     projection = None
     if settings.item_vectors_use == "project":
         projection = _projection(settings, vectors.shape[1], own.shape[1])

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.config import Config
+from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.model.loss import BPRLoss
 from recbole.utils import ModelType, get_model, get_trainer, init_seed
@@ -42,7 +43,7 @@ from recbole_llm.results.run import forget, read_curve, write_curve
 from recbole_llm.teacher.item_embedding import CatalogueVectors, catalogue_vectors, identity_of, make_room, use_item_vectors
 
 # Models whose state at position n sees items 1..n only, with one `gather_indexes` at the end of `forward`.
-CAUSAL_MODELS = ("SASRec", "GRU4Rec", "eSASRec")
+CAUSAL_MODELS = ("SASRec", "GRU4Rec", "eSASRec", "ZESRec", "CTRL", "UniSRec")
 
 
 @contextmanager
@@ -70,6 +71,20 @@ def all_positions_loss(model: nn.Module, windows: Tensor) -> Tensor:
     return functional.cross_entropy(logits, targets[real])
 
 
+def is_pretraining(model: nn.Module) -> bool:
+    """Whether ``model`` is one of two stages, in its first."""
+    return getattr(model, "train_stage", None) == "pretrain"
+
+
+def begin_finetuning(model: nn.Module) -> None:
+    """Put ``model`` into its second stage."""
+    if hasattr(model, "begin_finetuning"):
+        model.begin_finetuning()
+        return
+    model.train_stage = "finetune"  # S3Rec
+    model.loss_fct = BPRLoss() if model.loss_type == "BPR" else nn.CrossEntropyLoss()
+
+
 class CausalTraining:
     """Trainer mix-in: one pass over a sequence trains all its positions.
 
@@ -79,6 +94,8 @@ class CausalTraining:
     """
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        if is_pretraining(self.model):
+            return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         self.model.train()
         if not hasattr(self, "_sequences"):
             self._sequences = user_sequences(train_data._dataset)
@@ -101,9 +118,9 @@ class CausalTraining:
             total += loss.item()
         return total
 
-    def batch_loss(self, windows: Tensor) -> Tensor:
-        """The loss of a batch of windows."""
-        return all_positions_loss(self.model, windows)
+    def batch_loss(self, windows: Tensor | Interaction) -> Tensor:
+        """The loss of a batch of windows; of rows, one for each prefix, where the model is pre-trained."""
+        return self.model.calculate_loss(windows) if is_pretraining(self.model) else all_positions_loss(self.model, windows)
 
 
 class RecordedTraining:
@@ -301,7 +318,7 @@ def _train(
             if "betas" in group:
                 group["betas"] = tuple(config["adam_betas"])
     curve = []
-    if getattr(model, "train_stage", None) == "pretrain":
+    if is_pretraining(model):
         # S3Rec: RecBole leaves the fine-tuning to a second run with other settings, and writes copies for it on the way.
         trainer.save_step = trainer.pretrain_epochs + 1
         trainer.phase = "pretrain"
@@ -310,8 +327,7 @@ def _train(
         finally:
             trainer.close()
         curve = trainer.curve
-        model.train_stage = "finetune"
-        model.loss_fct = BPRLoss() if model.loss_type == "BPR" else nn.CrossEntropyLoss()
+        begin_finetuning(model)
         trainer = trainer_class(config, model)
     temporary = Path(f"{folder}.{os.getpid()}.pth")
     trainer.saved_model_file = str(temporary)
@@ -403,5 +419,7 @@ def load(folder: str | Path, config: Config, splits: dict[str, Any]) -> StockRun
 
 
 def _read(model: nn.Module, config: Config, splits: dict[str, Any], folder: Path, record: dict[str, Any]) -> StockRun:
+    if is_pretraining(model):
+        begin_finetuning(model)
     seconds, valid = record["train_seconds"], record["valid_result"]
     return StockRun(model, config, splits, folder, seconds, valid, True, read_curve(folder), record.get("started"))
