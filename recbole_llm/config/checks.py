@@ -15,6 +15,7 @@ from recbole_llm.config.schema import (
     forms_of,
     known_keys,
     llm_keys,
+    load_yaml,
     read_schema,
     stock_model_keys,
 )
@@ -88,6 +89,7 @@ def validate(config: Any) -> None:
     _check_training(config, settings, model, model_class)
     _check_teacher(config, settings)
     _check_trust(config, settings)
+    _check_item_vectors(config, settings)
 
 
 def _isolated(config: Any) -> bool:
@@ -459,6 +461,25 @@ def _check_trust(config: Any, settings: Mapping) -> None:
                     f"if you know where it comes from ({where})."
                 )
             logging.getLogger().warning("%s: unpickling %r, which runs whatever the file says", key, values[name])
+
+
+def _check_item_vectors(config: Any, settings: Mapping) -> None:
+    """Check what the item embeddings of a stock model are made of, as far as the settings say it."""
+    source, where = settings.get("item_vectors"), origin_of(config, "item_vectors")
+    if not source and registry.BASELINES.get(config.model) and "item_vectors" in config.external_config_dict:
+        if load_yaml(registry.properties_of(config.model)).get("item_vectors"):
+            raise UserError(f"item_vectors: {config.model} is made of them; take text, llm or a file ({where}).")
+    if not source or _ours(config):
+        return
+    if not _isolated(config):
+        raise UserError(
+            f"item_vectors: RecBole's own runner builds {config.model} without them; run it by run_recbole_llm.py ({where})."
+        )
+    if source not in ("text", "llm") and not str(source).endswith((".npy", ".safetensors")):
+        raise UserError(
+            f"item_vectors must be text, llm or a .npy or .safetensors file, not {source!r}"
+            f"{did_you_mean(source, ('text', 'llm'))} ({where})."
+        )
 
 
 def stock_class(name: Any) -> type | None:

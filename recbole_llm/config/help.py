@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from recbole_llm import registry
 from recbole_llm.config.checks import did_you_mean
-from recbole_llm.config.schema import Key, forms_of, known_keys, load_yaml, read_schema
+from recbole_llm.config.schema import Key, forms_of, keys_of_stock_models, known_keys, load_yaml, read_schema
 from recbole_llm.config.settings import datasets_in, model_of
 from recbole_llm.errors import UserError
 
@@ -90,6 +90,8 @@ def _model_page(name: str) -> str:
     if not ours:
         own = {key: said for key, said in known.items() if said.where.startswith(("recbole/model/", "model/"))}
         groups = {f"{name}": own}
+        for key, said in keys_of_stock_models().items():
+            groups.setdefault(said.section, {})[key] = said
         read = {key: said for key, said in known.items() if said.where == "recbole" and not said.mark and not said.meaning}
         of_recbole = f"{name}, a model of RecBole. Keys of ours hold where protocol is set."
         title = f"{name}: {registry.BASELINES[name].paper}" if name in registry.BASELINES else of_recbole

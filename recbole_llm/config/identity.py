@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from recbole_llm import registry
-from recbole_llm.config.schema import known_keys, recbole_arguments, recbole_keys, shared_schema
+from recbole_llm.config.schema import keys_of_stock_models, known_keys, recbole_arguments, recbole_keys, shared_schema
 
 if TYPE_CHECKING:
     from recbole.config import Config
@@ -29,12 +29,26 @@ def deciding_settings(config: Config, without: Collection[str] = ()) -> dict[str
     model = config["model"]
     left_out = _NEVER | set(without) | (frozenset() if registry.is_ours(model) else _FOR_LLM_ALONE)
     marks = {name: key.mark for name, key in known_keys(model).items()}
+    unread = frozenset() if registry.is_ours(model) else _unread(config)
     settings = {
         name: value
         for name, value in config.final_config_dict.items()
-        if value is not None and marks.get(name, "") not in left_out
+        if value is not None and marks.get(name, "") not in left_out and name not in unread
     }
     return json.loads(json.dumps(settings, default=str, sort_keys=True))
+
+
+def _unread(config: Config) -> set[str]:
+    """Keys of ours that a stock model does not read, as its others are: they decide nothing."""
+    keys, source = set(keys_of_stock_models()), config["item_vectors"]
+    if not source:
+        return keys
+    of_llm = {"item_vectors_pooling", *(name for name in keys if name.startswith("backbone"))}
+    of_sources = {"text": {"sentence_encoder"}, "llm": of_llm}
+    read = of_sources.get(source, {"item_vectors_rows"})
+    unread = {name for names in (*of_sources.values(), {"item_vectors_rows"}) for name in names} - read
+    of_projection = {"item_vectors_projection", "item_vectors_hidden_size"}
+    return unread if config["item_vectors_use"] == "project" else unread | of_projection
 
 
 def data_settings(config: Config) -> dict[str, Any]:

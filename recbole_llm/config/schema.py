@@ -15,8 +15,9 @@ The comments in ``properties/`` are the schema, and its only copy::
 
 The comment stands behind its key, or alone on the line above it. A file that gives a key again, with another default,
 needs no such comment: type, constraint, mark, meaning and section are those of the file below it. The files, from the
-lowest: ``overall``, ``protocol/``, ``llm``, ``form/`` (one for each way of being asked that ``forms:`` in the model's file
-names), ``model/``, ``dataset/``, ``backbone/``, ``targets/`` (what a value of ``train_targets`` brings with it).
+lowest: ``overall``, ``protocol/``, ``stock`` (for RecBole's own models alone), ``llm``, ``form/`` (one for each way of being
+asked that ``forms:`` in the model's file names), ``model/``, ``dataset/``, ``backbone/``, ``targets/`` (what a value of
+``train_targets`` brings with it).
 ``recbole.yaml`` only marks keys of RecBole. RecBole's own comments, ``# (type) meaning``, are read too, as far as its
 defaults bear them out.
 """
@@ -328,12 +329,13 @@ def read_schema() -> Schema:
     """Read every key that the YAML files document.
 
     Returns:
-        group -> key name -> :class:`Key`. Groups: ``recbole`` (its general and dataset keys), ``overall``, ``llm``, and
-        ``protocol/<name>``, ``form/<name>``, ``model/<name>``, ``dataset/<name>``, ``backbone/<name>``, ``targets/<name>``, one
-        for each of our files. A key that a file gives again without a comment says what the files below say of it.
+        group -> key name -> :class:`Key`. Groups: ``recbole`` (its general and dataset keys), ``overall``, ``stock``, ``llm``,
+        and ``protocol/<name>``, ``form/<name>``, ``model/<name>``, ``dataset/<name>``, ``backbone/<name>``, ``targets/<name>``,
+        one for each of our files. A key that a file gives again without a comment says what the files below say of it.
     """
     schema = {"recbole": recbole_keys(), **shared_schema()}
     below = {**schema["recbole"], **_merged(schema, "protocol/"), **schema["overall"], **schema["llm"]}
+    schema["stock"] = keys_of_stock_models()
     for kind in ("form", "dataset", "backbone"):
         schema.update({group: _inherited(keys, below) for group, keys in _groups(kind).items()})
     of_any_form = {**below, **_merged(schema, "form/")}
@@ -352,6 +354,12 @@ def shared_schema() -> Schema:
     overall = keys_of_file(root / "overall.yaml", "overall.yaml")
     llm = _inherited(keys_of_file(root / "llm.yaml", "llm.yaml"), overall)
     return {"overall": overall, "llm": llm, **_groups("protocol")}
+
+
+def keys_of_stock_models() -> dict[str, Key]:
+    """The keys of ours that every model of RecBole's own has."""
+    path = registry.properties_folder() / "stock.yaml"
+    return _inherited(keys_of_file(path, path.name), shared_schema()["llm"])
 
 
 def _groups(kind: str) -> Schema:
@@ -552,10 +560,10 @@ def recbole_keys() -> dict[str, Key]:
 
 
 def stock_model_keys(model: str, model_class: type | None) -> dict[str, Key]:
-    """Return the keys of a stock model: its YAML file, and what its source reads beyond that."""
+    """Return the keys of a stock model: ours, its YAML file, and what its source reads beyond that."""
+    keys = keys_of_stock_models()
     if model in registry.BASELINES:
-        return keys_of_file(registry.properties_of(model), f"model/{model}.yaml")
-    keys: dict[str, Key] = {}
+        return {**keys, **_inherited(keys_of_file(registry.properties_of(model), f"model/{model}.yaml"), keys)}
     path = registry.recbole_folder() / "properties" / "model" / f"{model}.yaml"
     for name in keys_read_by(model if model_class is None else model_class):
         keys[name] = Key(name=name, where="recbole")

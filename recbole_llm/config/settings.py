@@ -1,8 +1,8 @@
 """Settings: RecBole's Config with our YAML files below the user's, and every mistake named.
 
 Precedence, highest first: command line, ``config_dict``, config files, then our files (targets, backbone, dataset, model,
-forms, llm, protocol, overall), then RecBole's own. A stock model sees our files, and is checked, only where ``protocol`` is
-set.
+forms, llm or stock, protocol, overall), then RecBole's own. A stock model sees our files, and is checked, only where
+``protocol`` is set.
 Types, ranges and meanings of the keys come from the comments of the YAML files, see :mod:`recbole_llm.config.schema`.
 """
 
@@ -70,11 +70,12 @@ def load_internal(config: Any, model: str, model_class: type, dataset: str) -> N
             f" ({origin_of(config, 'protocol')})."
         )
     of_dataset = _optional(root, "dataset", dataset) or _beside_data(config, dataset)
+    of_stock = {} if ours else load_yaml(root / "stock.yaml")
     if not ours:  # it may say things for LLM recommenders alone, such as the wording of prompts
         schema = shared_schema()
         for_llm = schema["llm"].keys() - schema["overall"].keys() - internal.keys()
         of_dataset = {key: value for key, value in of_dataset.items() if key not in for_llm}
-    for values in (overall, load_yaml(root / "protocol" / f"{protocol}.yaml"), of_model, of_dataset):
+    for values in (overall, load_yaml(root / "protocol" / f"{protocol}.yaml"), of_stock, of_model, of_dataset):
         internal.update(copy.deepcopy(values))
     _limit_candidates(internal, external.get("most_candidates", internal["most_candidates"]))
     if ours:

@@ -107,6 +107,7 @@ class TextSequentialDataset(SequentialDataset):
             ``item_representation: id`` ("w/o text", LLM-STAR Table 2).
         item_attributes (list[tuple[str, ...]]): the texts that each of ``item_texts`` is joined from, one for each field of
             ``item_text`` that is not empty.
+        item_file_tokens (list[str]): ids in the ``.item`` file, line by line below its header.
         has_dates (bool): whether timestamps are points in time (``item_dates`` then works) and not mere ranks.
         user_items (Sequence[np.ndarray]): by internal user id, the sorted distinct internal ids of all items that the user ever
             interacted with, whatever the split.
@@ -127,6 +128,7 @@ class TextSequentialDataset(SequentialDataset):
 
     item_texts: list[str]
     item_attributes: list[tuple[str, ...]]
+    item_file_tokens: list[str]
     has_dates: bool
     user_items: Ragged
     interactions: int
@@ -160,6 +162,7 @@ class TextSequentialDataset(SequentialDataset):
             self._settings.field_separator,
             self._settings.encoding,
         )
+        self.item_file_tokens = list(self._attributes_of_token)
         super()._load_data(token, dataset_path)
 
     def _check_files_exist(self) -> None:

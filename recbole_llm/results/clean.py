@@ -20,7 +20,7 @@ from recbole_llm.errors import UserError
 from recbole_llm.files import tree_size
 
 _TEMPORARY = re.compile(r"(?P<of>.+)\.(?P<writer>\d+|[a-z0-9_]{8})\.(?P<kind>tmp|part|pth)")
-_STORED = re.compile(r"alignment-[0-9a-f]{10}-[0-9a-f]{10}\.safetensors|.+-(?:train|items|evaluation)-[0-9a-f]{16}\.npy")
+_STORED = re.compile(r"alignment-[0-9a-f]{10}-[0-9a-f]{10}\.safetensors|.+-(?:train|items|evaluation|texts)-[0-9a-f]{16}\.npy")
 KINDS = {
     "temporary": "a file that a killed process was writing",
     "lock": "the lock file of a folder that nobody holds",

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.config import Config
+from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.model.loss import BPRLoss
 from recbole.utils import ModelType, get_model, get_trainer, init_seed
@@ -39,9 +40,10 @@ from recbole_llm.lock import held
 from recbole_llm.results.describe import now, settings_of
 from recbole_llm.results.log import note_settings, run_log, tracked
 from recbole_llm.results.run import forget, read_curve, write_curve
+from recbole_llm.teacher.item_embedding import CatalogueVectors, catalogue_vectors, identity_of, make_room, use_item_vectors
 
 # Models whose state at position n sees items 1..n only, with one `gather_indexes` at the end of `forward`.
-CAUSAL_MODELS = ("SASRec", "GRU4Rec", "eSASRec")
+CAUSAL_MODELS = ("SASRec", "GRU4Rec", "eSASRec", "ZESRec", "CTRL", "UniSRec")
 
 
 @contextmanager
@@ -69,6 +71,20 @@ def all_positions_loss(model: nn.Module, windows: Tensor) -> Tensor:
     return functional.cross_entropy(logits, targets[real])
 
 
+def is_pretraining(model: nn.Module) -> bool:
+    """Whether ``model`` is one of two stages, in its first."""
+    return getattr(model, "train_stage", None) == "pretrain"
+
+
+def begin_finetuning(model: nn.Module) -> None:
+    """Put ``model`` into its second stage."""
+    if hasattr(model, "begin_finetuning"):
+        model.begin_finetuning()
+        return
+    model.train_stage = "finetune"  # S3Rec
+    model.loss_fct = BPRLoss() if model.loss_type == "BPR" else nn.CrossEntropyLoss()
+
+
 class CausalTraining:
     """Trainer mix-in: one pass over a sequence trains all its positions.
 
@@ -78,6 +94,8 @@ class CausalTraining:
     """
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        if is_pretraining(self.model):
+            return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         self.model.train()
         if not hasattr(self, "_sequences"):
             self._sequences = user_sequences(train_data._dataset)
@@ -100,9 +118,9 @@ class CausalTraining:
             total += loss.item()
         return total
 
-    def batch_loss(self, windows: Tensor) -> Tensor:
-        """The loss of a batch of windows."""
-        return all_positions_loss(self.model, windows)
+    def batch_loss(self, windows: Tensor | Interaction) -> Tensor:
+        """The loss of a batch of windows; of rows, one for each prefix, where the model is pre-trained."""
+        return self.model.calculate_loss(windows) if is_pretraining(self.model) else all_positions_loss(self.model, windows)
 
 
 class RecordedTraining:
@@ -225,25 +243,34 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
     name = config["model"]
     if training == "causal" and (name not in CAUSAL_MODELS or config["loss_type"] != "CE"):
         training = "prefix"
-    settings = {**deciding_settings(config), "training": training}
+    vectors = catalogue_vectors(config, splits["train"])
+    settings = {**identity_of(deciding_settings(config), vectors), "training": training}
     fingerprint = data_identity(config, splits)
     digest = hashlib.sha256(json.dumps([settings, fingerprint], sort_keys=True).encode()).hexdigest()[:10]
     folder = Path(config["checkpoint_dir"]) / f"{name}-{config['dataset']}-seed{config['seed']}-{digest}"
 
     with held(folder):
-        return _train_or_load(config, splits, training, folder, settings, fingerprint)
-
+        return _train_or_load(config, splits, training, folder, settings, fingerprint, vectors)
 
 
 def _train_or_load(
-    config: Config, splits: dict[str, Any], training: str, folder: Path, settings: dict[str, Any], fingerprint: str
+    config: Config,
+    splits: dict[str, Any],
+    training: str,
+    folder: Path,
+    settings: dict[str, Any],
+    fingerprint: str,
+    vectors: CatalogueVectors | None,
 ) -> StockRun:
     """:func:`train_or_load` while no other process writes ``folder``."""
     name = config["model"]
     train = training_data(config, splits)
     train_data, valid_data = _dataloaders(config, splits, train)
     init_seed(config["seed"], config["reproducibility"])
-    model = get_model(name)(config, train).to(config["device"])
+    model = get_model(name)(config, train)
+    if vectors is not None:
+        use_item_vectors(model, config, vectors.vectors)
+    model = model.to(config["device"])
     # What a traditional model knows (counts, similarities) is no weight of it, and takes one pass to count again.
     keeps_weights = config["MODEL_TYPE"] != ModelType.TRADITIONAL
     if keeps_weights and checkpoint.exists(folder) and not config["fresh"]:
@@ -262,7 +289,8 @@ def _train_or_load(
     with run_log(name, folder.name), tracked(folder.name, resolved):
         note_settings(folder.name, resolved)
         getLogger().info(f"{name}: training it now ({training}); it will be kept in {folder}")
-        return _train(config, model, splits, (train_data, valid_data), training, folder, settings, fingerprint)
+        stored = [] if vectors is None else vectors.stored_files
+        return _train(config, model, splits, (train_data, valid_data), training, folder, settings, fingerprint, stored)
 
 
 def _train(
@@ -274,6 +302,7 @@ def _train(
     folder: Path,
     settings: dict[str, Any],
     fingerprint: str,
+    stored_files: list[str],
 ) -> StockRun:
     """Train ``model`` and write its folder, which must be held."""
     name = config["model"]
@@ -291,7 +320,7 @@ def _train(
             if "betas" in group:
                 group["betas"] = tuple(config["adam_betas"])
     curve = []
-    if getattr(model, "train_stage", None) == "pretrain":
+    if is_pretraining(model):
         # S3Rec: RecBole leaves the fine-tuning to a second run with other settings, and writes copies for it on the way.
         trainer.save_step = trainer.pretrain_epochs + 1
         trainer.phase = "pretrain"
@@ -300,8 +329,7 @@ def _train(
         finally:
             trainer.close()
         curve = trainer.curve
-        model.train_stage = "finetune"
-        model.loss_fct = BPRLoss() if model.loss_type == "BPR" else nn.CrossEntropyLoss()
+        begin_finetuning(model)
         trainer = trainer_class(config, model)
     temporary = Path(f"{folder}.{os.getpid()}.pth")
     trainer.saved_model_file = str(temporary)
@@ -325,6 +353,7 @@ def _train(
         "fingerprint": fingerprint,
         "seed": config["seed"],
         "settings": settings,
+        "stored_files": stored_files,
         "started": begun,
         "train_seconds": seconds,
         "valid_result": dict(valid_result or {}),
@@ -385,9 +414,12 @@ def load(folder: str | Path, config: Config, splits: dict[str, Any]) -> StockRun
     checkpoint.check(record, folder, model=config["model"], fingerprint=data_identity(config, splits))
     train = training_data(config, splits)
     _dataloaders(config, splits, train)
-    model = get_model(config["model"])(config, train).to(config["device"])
+    model = get_model(config["model"])(config, train)
+    weights = checkpoint.read_weights(folder, config["device"])
     try:
-        model.load_state_dict(checkpoint.read_weights(folder, config["device"]))
+        make_room(model, config, weights)
+        model = model.to(config["device"])
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
             f"The weights in {folder} do not fit {config['model']} as it is configured here: give the sizes that it was "
@@ -397,5 +429,7 @@ def load(folder: str | Path, config: Config, splits: dict[str, Any]) -> StockRun
 
 
 def _read(model: nn.Module, config: Config, splits: dict[str, Any], folder: Path, record: dict[str, Any]) -> StockRun:
+    if is_pretraining(model):
+        begin_finetuning(model)
     seconds, valid = record["train_seconds"], record["valid_result"]
     return StockRun(model, config, splits, folder, seconds, valid, True, read_curve(folder), record.get("started"))
