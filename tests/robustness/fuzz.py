@@ -208,6 +208,7 @@ def fuzz(drawn: Sequence[tuple[str, str, str]], folder: Path) -> tuple[Counter, 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, help="most cases")
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many cases, which were run before")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--per-key", type=int, help="values of each key")
     parser.add_argument("--keys", default="", help="these keys alone, with commas between them")
@@ -215,6 +216,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         drawn = cases(options.cases, options.seed, options.per_key, [key for key in options.keys.split(",") if key])
+        drawn = drawn[options.skip :]
         counts, wrong = fuzz(drawn, Path(folder))
     print(
         f"{len({key for _, key, _ in drawn})} keys, {sum(counts.values())} cases in {time.monotonic() - started:.0f} s: "
