@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.errors import UserError, printable
+from recbole_llm.errors import UserError, printable, printable_json
 from recbole_llm.files import replace_file, replace_text
+from recbole_llm.results.files import check_writable
 
 SHOWN = 10  # items of a history on the screen
 KINDS = (".parquet", ".csv", ".json")
@@ -45,25 +46,17 @@ def check_output(file: str, *inputs: str) -> None:
     path = Path(file)
     if path.suffix not in KINDS:
         raise UserError(f"output: {file} must end in {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
-    if path.exists() and not path.is_file():
-        raise UserError(f"output: {file} is no regular file.")
-    if any(path.exists() and os.path.exists(other) and os.path.samefile(path, other) for other in inputs):
+    if any(os.path.realpath(file) == os.path.realpath(other) for other in inputs):
         raise UserError(f"output: {file} is read by the same command; name another file.")
-    if path.is_file() and path.stat().st_size and not _is_ours(path):
-        raise UserError(f"output: {file} holds something else than recommendations, and is not replaced; name another file.")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"output: {path.parent} is no folder that can be written; make it, or name another.")
+    check_writable(path, "output", "recommendations", _BEGINNINGS[path.suffix].match)
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a file begins as :func:`write` begins one."""
-    with open(path, "rb") as file:
-        beginning = file.read(64)
-    if path.suffix == ".parquet":
-        return beginning.startswith(b"PAR1")
-    if path.suffix == ".csv":
-        return beginning.startswith((b"user,rank,item,", b"query,rank,item,"))
-    return re.match(rb'\[\]|\[\s*\{\s*"(user|query)":', beginning) is not None
+# How the files begin that :func:`write` writes.
+_BEGINNINGS = {
+    ".parquet": re.compile(b"PAR1"),
+    ".csv": re.compile(b"(user|query),rank,item,"),
+    ".json": re.compile(rb'\[\]|\[\s*\{\s*"(user|query)":'),
+}
 
 
 def as_records(users: Sequence[str] | None, found: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
@@ -76,7 +69,8 @@ def as_records(users: Sequence[str] | None, found: Sequence[Sequence[Any]]) -> l
 
 
 def as_json(users: Sequence[str] | None, found: Sequence[Sequence[Any]]) -> str:
-    return json.dumps(as_records(users, found), ensure_ascii=False, indent=2)
+    """The records as JSON, which may be shown on a terminal."""
+    return printable_json(json.dumps(as_records(users, found), ensure_ascii=False, indent=2))
 
 
 def as_text(history: Sequence[str], found: Sequence[Any]) -> str:
@@ -93,7 +87,8 @@ def as_text(history: Sequence[str], found: Sequence[Any]) -> str:
 
 
 def write(file: str, users: Sequence[str] | None, found: Sequence[Sequence[Any]]) -> None:
-    """Write recommendations to a ``.parquet``, ``.csv`` or ``.json`` file, in one step."""
+    """Write recommendations to a ``.parquet``, ``.csv`` or ``.json`` file, in one step; its folder is made."""
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
     if file.endswith(".json"):
         replace_text(Path(file), as_json(users, found) + "\n")
         return

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from recbole_llm._version import __version__
-from recbole_llm.errors import UserError, closest, printable, sentence_for
+from recbole_llm.errors import UserError, closest, say, sentence_for
 
 USAGE = """\
 recbole-llm: LLM-based sequential recommenders in RecBole
@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if not argv or argv[0] in ("-h", "--help"):
-            print(USAGE, end="")
+            say(USAGE.rstrip("\n"))
             return 0
         if argv[0] == "--version":
-            print(f"recbole-llm {__version__}")
+            say(f"recbole-llm {__version__}")
             return 0
         command, rest = argv[0], argv[1:]
         commands = {
@@ -106,7 +106,7 @@ def run(argv: Sequence[str]) -> int:
 
     settings = parse_command_line(argv)
     if settings.pop("help", False):
-        print(help_text(settings.get("data_path", "dataset/"), settings.get("model"), settings.get("dataset")), end="")
+        say(help_text(settings.get("data_path", "dataset/"), settings.get("model"), settings.get("dataset")).rstrip("\n"))
         return 0
     files = [file for file in str(settings.pop("config_files", "") or "").replace(",", " ").split() if file]
     from_files: dict[str, Any] = {}
@@ -130,10 +130,13 @@ def run(argv: Sequence[str]) -> int:
     from recbole_llm.quick_start import compare
     from recbole_llm.results import files as results
     from recbole_llm.results import table as report
+    from recbole_llm.results.log import LOGS, TENSORBOARD
 
+    both = {**from_files, **settings}
     results.check_outputs(
         {"results_file": results_file, "per_user_file": per_user_file},
-        {"endpoint_answers": settings.get("endpoint_answers", from_files.get("endpoint_answers"))},
+        {**{name: both.get(name) for name in ("endpoint_answers", "candidates_file")}, **{file: file for file in files}},
+        {"checkpoint_dir": both.get("checkpoint_dir") or "saved", "the log": LOGS, "TensorBoard": TENSORBOARD},
     )
 
     def keep(rows: list[Mapping[str, Any]]) -> None:
@@ -144,11 +147,11 @@ def run(argv: Sequence[str]) -> int:
 
     rows = compare(models, str(dataset), seeds, files, settings, on_row=keep)
     keep(rows)
-    print()
-    print(report.format_table(rows))
+    say()
+    say(report.format_table(rows))
     places = [f"{row['model']} (seed {row['seed']}): {row['checkpoint']}" for row in rows if row.get("checkpoint")]
     for place in dict.fromkeys(places):  # a run has a row under each protocol
-        print(printable(place, None))
+        say(place)
     return 2 if any("error" in row for row in rows) else 0
 
 
@@ -164,9 +167,9 @@ def table(argv: Sequence[str]) -> int:
     if not inputs.rows:
         raise UserError(f"there is no run in {', '.join(sources)}; give the folders of runs, or the results_file of each.")
     for note in inputs.notes:
-        print(printable(note, None), file=sys.stderr)
+        say(note, sys.stderr)
     form = {"format": settings["format"]} if "format" in settings else {}
-    print(format_table(inputs.rows, settings.get("metric"), against=settings.get("against"), **form))
+    say(format_table(inputs.rows, settings.get("metric"), against=settings.get("against"), **form))
     return 0
 
 
@@ -178,7 +181,7 @@ def report(argv: Sequence[str]) -> int:
     if settings is None:
         return 0
     output = settings.pop("output", DEFAULT_OUTPUT)
-    print(printable(write_report(sources, output, **settings), None))
+    say(write_report(sources, output, **settings))
     return 0
 
 
@@ -190,7 +193,7 @@ def _sources(argv: Sequence[str], known: set[str]) -> tuple[list[str], dict[str,
     settings = parse_command_line([word for word in argv if word.startswith("-")])
     _refuse_unknown(settings, known | {"help"})
     if settings.get("help"):
-        print(USAGE, end="")
+        say(USAGE.rstrip("\n"))
         return sources, None
     if not sources:
         raise UserError("name runs: the folders saved/SASRec-... and saved/LLMSTAR-..., say, or files: sasrec.json sasrec.tsv.")
@@ -201,7 +204,7 @@ def runs(argv: Sequence[str]) -> int:
     """``recbole-llm runs``: list the runs in a folder, or remove some."""
     from recbole_llm.results.listing import command
 
-    print(command(argv))
+    say(command(argv))
     return 0
 
 
@@ -215,7 +218,7 @@ def recommend(argv: Sequence[str]) -> int:
     known |= {"format", "output", "help"}
     _refuse_unknown(settings, known.union(GIVEN))
     if settings.get("help"):
-        print(USAGE, end="")
+        say(USAGE.rstrip("\n"))
         return 0
     if "checkpoint" not in settings:
         raise UserError("name a trained model: --checkpoint=saved/<folder>.")
@@ -247,13 +250,13 @@ def recommend(argv: Sequence[str]) -> int:
     )
     if output is not None:
         answers.write(str(output), asked, found)
-        print(printable(f"{len(found)} lists of recommendations are in {output}", None))
+        say(f"{len(found)} lists of recommendations are in {output}")
     elif layout == "json":
-        print(answers.as_json(asked, found))
+        say(answers.as_json(asked, found))
     else:
         for number, best in enumerate(found):
             titles = model.history_of(asked[number]) if asked is not None else [str(title) for title in history or ()]
-            print(answers.as_text(titles, best))
+            say(answers.as_text(titles, best))
     return 0
 
 
@@ -281,7 +284,7 @@ def clean(argv: Sequence[str]) -> int:
     settings = parse_command_line(argv, flags=("unfinished", "yes"))
     _refuse_unknown(settings, {"checkpoint_dir", "unfinished", "yes", "help"})
     if settings.get("help"):
-        print(USAGE, end="")
+        say(USAGE.rstrip("\n"))
         return 0
     for key in ("unfinished", "yes"):
         if not isinstance(settings.get(key, False), bool):
@@ -291,17 +294,17 @@ def clean(argv: Sequence[str]) -> int:
     for kind, meaning in KINDS.items():
         of_kind = [orphan for orphan in orphans if orphan.kind == kind]
         if of_kind:
-            print(f"{kind}: {meaning}")
+            say(f"{kind}: {meaning}")
         for orphan in of_kind:
             left = "   (in use now, or not yours: left)" if settings.get("yes") and orphan not in gone else ""
-            print(f"  {format_size(orphan.size):>9}  {printable(orphan.path, None)}{left}")
+            say(f"  {format_size(orphan.size):>9}  {orphan.path}{left}")
     total = f"{len(orphans)} in all, {format_size(sum(orphan.size for orphan in orphans))}"
     if not orphans:
-        print("Nothing to clean.")
+        say("Nothing to clean.")
     elif settings.get("yes"):
-        print(f"{total}; {len(gone)} removed.")
+        say(f"{total}; {len(gone)} removed.")
     else:
-        print(f"{total}; nothing was removed: --yes=True removes them.")
+        say(f"{total}; nothing was removed: --yes=True removes them.")
     return 0
 
 
@@ -330,5 +333,5 @@ def _seeds(value: Any) -> list[int]:
 
 def _fail(sentence: str) -> int:
     with suppress(OSError):  # its disk may be the full one
-        print(printable(sentence, None), file=sys.stderr, flush=True)
+        say(sentence, sys.stderr)
     return 2

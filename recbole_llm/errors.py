@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Iterable
+from typing import TextIO
 
 _LONGEST_SENTENCE = 2000
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -29,6 +30,28 @@ def printable(text: object, limit: int | None = 100) -> str:
     if not text.isprintable():
         text = "".join(character if character.isprintable() else " " for character in text)
     return f"{text}..." if is_cut else text
+
+
+def printable_lines(text: object) -> str:
+    """``text`` of several lines, each :func:`printable` and of any length."""
+    return "\n".join(printable(line, None) for line in str(text).split("\n"))
+
+
+def printable_json(text: str) -> str:
+    """The text of a JSON document that says the same in :func:`printable` lines: what is not has its ``\\u`` escape."""
+    if all(line.isprintable() for line in text.split("\n")):
+        return text
+    return "".join(one if one.isprintable() or one == "\n" else _json_escape(one) for one in text)
+
+
+def _json_escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))
+
+
+def say(text: object = "", file: TextIO | None = None) -> None:
+    """Print :func:`printable_lines`: nothing else in this library prints, so that no file or data can steer a terminal."""
+    print(printable_lines(text), file=file, flush=file is not None)
 
 
 class UserError(ValueError):

@@ -440,7 +440,7 @@ def foreign(folder):
         (nothing, ["--usr=u1"], "did you mean --user"),
         (nothing, ["--user=u1", "--format=xml"], "format"),
         (nothing, ["--user=u1", "--output=best.xls"], "must end in .parquet, .csv or .json"),
-        (nothing, ["--user=u1", "--output=/no/such/folder/best.csv"], "is no folder"),
+        (nothing, ["--user=u1", "--output=/dev/null/best.csv"], "cannot be written in /dev/null"),
         (nothing, ["--users=no-such-file"], "no-such-file cannot be read"),
         (truncated, ["--user=u1"], "truncated"),
         (foreign, ["--user=u1"], "not a checkpoint"),

@@ -65,7 +65,10 @@ def run(chain_data, tmp_path, monkeypatch):
         (["SASRec"], {"MAX_ITEM_LIST_LENGTH": 10**9}, r"MAX_ITEM_LIST_LENGTH: 1000000000 items .* set it to \d+ or lower"),
         (["SASRec"], {"normalize_field": ["nothing"]}, r"dataset: chain cannot be loaded .*nothing"),
         (["SASRec", "LLMSTAR"], {"backbone": "no/such-folder.gguf"}, r"backbone"),
-        (["SASRec", "LLMSTAR"], {"max_prompt_tokens": 60}, r"max_prompt_tokens: .* takes \d+ tokens, and 60 are allowed"),
+        *(
+            (["SASRec", "LLMSTAR"], {"max_prompt_tokens": n}, rf"max_prompt_tokens: .* takes \d+ tokens, and {n} are allowed")
+            for n in (1, 20, 60)
+        ),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_anything_is_trained(run, tmp_path, models, settings, message):
@@ -90,6 +93,25 @@ def test_one_models_failure_is_its_row(run, tmp_path, monkeypatch):
     assert rows[1]["model"] == "SASRec" and rows[1]["metrics"]
     logs = "".join(file.read_text() for file in Path("log").rglob("*.log"))
     assert "Traceback (most recent call last)" in logs and "ZeroDivisionError" in logs
+
+
+def test_a_loss_that_is_no_number_costs_its_model_alone(run, monkeypatch):
+    monkeypatch.setattr(
+        "recbole.model.general_recommender.bpr.BPR.calculate_loss",
+        lambda model, rows: model.user_embedding.weight.sum() * float("nan"),
+    )
+    rows = run(["SASRec", "BPR", "Pop"])
+    assert [row["model"] for row in rows if row.get("error")] == ["BPR"] and "nan" in rows[1]["error"]
+    assert rows[0]["metrics"] and rows[2]["metrics"]
+
+
+def test_a_history_length_beyond_all_histories_costs_nothing(make_model):
+    """Words such as "Item No.7" are made for as many places as a history has, not for as many as the key allows."""
+    sizes = []
+    for length in (10**9, 50):
+        _, model, splits = make_model("LLMSTAR", history_length=length, MAX_ITEM_LIST_LENGTH=50)
+        sizes.append(model.form.prompts.settings.history_length)
+    assert sizes == [50, 50]
 
 
 @pytest.mark.parametrize(

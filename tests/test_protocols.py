@@ -16,7 +16,7 @@ from recbole_llm.config.protocols import protocol_names, under_protocols
 from recbole_llm.config.settings import make_config
 from recbole_llm.errors import UserError
 from recbole_llm.loading import load_data_and_model
-from recbole_llm.quick_start import compare
+from recbole_llm.quick_start import compare, configure
 from recbole_llm.results.files import read_rows, write_json, write_per_user
 from recbole_llm.results.reading import read_inputs
 from recbole_llm.results.run import add_test, read_run
@@ -35,6 +35,18 @@ MODELS = ["SASRec", "LLMSRec"]
 
 def never(*_arguments, **_options):
     raise AssertionError("this was done before")
+
+
+def test_a_list_of_one_protocol_is_that_protocol(chain_data):
+    """As a YAML file or a program may give it."""
+    first_look(["SASRec"], "chain", {"protocol": ["full"], "data_path": str(chain_data)})
+    for model, more in (("SASRec", {}), ("LLMSRec", {"backbone": "tiny"})):
+        settings = {"protocol": ["full"], "data_path": str(chain_data), **more}
+        config = configure(model, "chain", [model], None, None, settings)
+        assert (config["protocol"], config["eval_args"]["mode"]["test"]) == ("full", "full")
+    for wrong in (["ful"], [], [["full"]], [None]):
+        with pytest.raises(UserError, match="protocol"):
+            compare(["LLMSRec"], "chain", settings={**SETTINGS, "data_path": str(chain_data), "protocol": wrong})
 
 
 @pytest.fixture

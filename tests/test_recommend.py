@@ -231,6 +231,14 @@ def test_the_data_are_checked_before_any_weight_is_read(copied, monkeypatch, cap
     assert "other data" in refusal(copied["LLMSRec"], capsys)
 
 
+def test_titles_that_changed_under_a_checkpoint_are_other_data(copied, chain_data, tmp_path, capsys):
+    shutil.copytree(chain_data, tmp_path / "data")
+    file = tmp_path / "data" / "chain" / "chain.item"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:-1], f"{lines[-1]} II"]) + "\n")
+    assert "other data" in refusal(copied["LLMSRec"], capsys, f"--data_path={tmp_path / 'data'}")
+
+
 # --- teachers -----------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from recbole_llm.analysis.order import ORIGINAL, OrderSettings, perturbed, rank
 from recbole_llm.analysis.trained import TrainedModel
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.shared import SharedData
-from recbole_llm.errors import UserError
+from recbole_llm.errors import UserError, printable
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,5 @@ def format_results(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _line(title: str) -> str:
-    """A title for a terminal: printable, one line, at most 100 characters."""
-    clean = "".join(character if character.isprintable() else " " for character in title)
-    return clean if len(clean) <= 100 else clean[:97] + "..."
+    """A title for a terminal: one line of at most 100 characters."""
+    return printable(title)

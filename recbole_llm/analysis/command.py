@@ -26,7 +26,7 @@ from recbole_llm.analysis.tables import plain
 from recbole_llm.checkpoint import write_json
 from recbole_llm.config.command_line import parse_command_line
 from recbole_llm.config.schema import load_yaml
-from recbole_llm.errors import UserError, closest
+from recbole_llm.errors import UserError, closest, say
 from recbole_llm.quick_start import start_logging
 
 USAGE = """\
@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     """Run an analysis, print its table, keep its result as JSON; return the exit code."""
     words = list(argv)
     if not words or words[0] in ("-h", "--help") or "--help" in words or "-h" in words:
-        print(USAGE, end="")
+        say(USAGE.rstrip("\n"))
         return 0
     name, rest = words[0], words[1:]
     if name not in ANALYSES:
@@ -87,8 +87,8 @@ def run(argv: Sequence[str]) -> int:
     file = Path(output) / f"{name}-{dataset_name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {"command": ["recbole-llm", "analyze", *words], "analysis": name, "results": plain(result)})
-    print(text)
-    print(f"\n{file}")
+    say(text)
+    say(f"\n{file}")
     return 0
 
 

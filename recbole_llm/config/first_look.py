@@ -15,7 +15,7 @@ from recbole_llm.config.checks import did_you_mean, fitted, no_such_model
 from recbole_llm.config.identity import own_training_keys
 from recbole_llm.config.protocols import protocol_names
 from recbole_llm.config.schema import Key, known_keys, read_schema, read_settings_file
-from recbole_llm.config.settings import check_dataset, model_of
+from recbole_llm.config.settings import check_dataset, lone, model_of
 from recbole_llm.errors import UserError
 
 
@@ -42,9 +42,11 @@ def first_look(models: Sequence[str], dataset: str, settings: Mapping[str, Any],
         given.update({name: (value, f"{file}:{lines[name] + 1}") for name, value in values.items()})
     given.update({name: (value, "command line") for name, value in settings.items()})
     if "protocol" in given:
-        names = protocol_names(given["protocol"][0])
-        if len(names) > 1:
+        value, where = given["protocol"]
+        if len(protocol_names(value)) > 1:
             del given["protocol"]  # they are all known
+        else:
+            given["protocol"] = lone(value), where
     _check_keys(models, given)
     data_path = given.get("data_path", ("dataset/", ""))[0]
     if dataset != "ml-100k" and isinstance(data_path, str):  # RecBole has its files in its own package

@@ -390,13 +390,19 @@ def forms_of(model: str) -> list[str]:
         UserError: a form that has no file.
     """
     path = registry.properties_of(model)
+    return list(_forms_of_file(path, _stamp(path)))
+
+
+@lru_cache(maxsize=512)
+def _forms_of_file(path: Path, stamp: int) -> tuple[str, ...]:
+    """``stamp``: the file's time of change, so that the cache notices one."""
     forms = load_yaml(path).get("forms") or []
     forms = list(forms) if isinstance(forms, list) else [forms]
     known = sorted(file.stem for file in (registry.properties_folder() / "form").glob("*.yaml"))
     for form in forms:
         if form not in known:
             raise UserError(f"{path}: forms must be a list of any of {', '.join(known)}, not {form!r}.")
-    return forms
+    return tuple(forms)
 
 
 def settings_files(model: str) -> list[Path]:

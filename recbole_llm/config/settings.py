@@ -39,6 +39,11 @@ def applies(model: str, external: Mapping[str, Any]) -> bool:
     return registry.is_ours(model) or external.get("protocol") is not None
 
 
+def lone(value: Any) -> Any:
+    """The entry of a list of one, anything else as it is: ``protocol: [full]`` is ``protocol: full``."""
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
+
+
 def load_internal(config: Any, model: str, model_class: type, dataset: str) -> None:
     """Lay our YAML files over RecBole's defaults, below what the user says, and check the user's settings.
 
@@ -62,6 +67,8 @@ def load_internal(config: Any, model: str, model_class: type, dataset: str) -> N
     for file in settings_files(model) if ours else ():
         of_model.update(load_yaml(file))
     of_model.pop("forms", None)
+    if "protocol" in external:
+        external["protocol"] = lone(external["protocol"])
     protocol = external.get("protocol", of_model.get("protocol", overall["protocol"]))
     protocols = sorted(path.stem for path in (root / "protocol").glob("*.yaml"))
     if protocol not in protocols:

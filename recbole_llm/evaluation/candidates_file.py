@@ -20,7 +20,7 @@ import polars as pl
 from recbole_llm.errors import UserError, first_line, printable
 from recbole_llm.evaluation.candidates import draw_candidates
 from recbole_llm.evaluation.protocols import EvaluationSettings, evaluation_mode
-from recbole_llm.files import is_writable, replace_file
+from recbole_llm.files import is_writable, regular_file, replace_file
 
 
 def sets_of_test(split: Any, settings: EvaluationSettings, rows: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -44,6 +44,7 @@ def sets_of_test(split: Any, settings: EvaluationSettings, rows: np.ndarray) -> 
             f"candidates_file: mode {settings.mode('test')} samples no candidates; take protocol: retrieval, or leave the key "
             f"out."
         )
+    regular_file(file)
     if file.exists():
         return read_candidates(file, split)[rows], True
     folder = file.parent

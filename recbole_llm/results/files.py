@@ -11,7 +11,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,11 @@ def is_users_results(text: str) -> bool:
     return text.startswith(_HEAD)
 
 
-def check_outputs(files: Mapping[str, str | Path | None], inputs: Mapping[str, str | Path | None] | None = None) -> None:
+def check_outputs(
+    files: Mapping[str, str | Path | None],
+    inputs: Mapping[str, str | Path | None] | None = None,
+    folders: Mapping[str, str | Path] | None = None,
+) -> None:
     """Refuse files that cannot be written, or must not be, before anything is trained for them.
 
     A file that is there already is replaced only where it holds what is written to it: nobody loses a data set, a
@@ -173,6 +177,7 @@ def check_outputs(files: Mapping[str, str | Path | None], inputs: Mapping[str, s
     Args:
         files: ``results_file`` and ``per_user_file``, by these keys; None: not written.
         inputs: other files of the run, by their keys.
+        folders: that the run makes, by what they are of.
 
     Raises:
         UserError: naming the key, the file and the remedy.
@@ -186,10 +191,21 @@ def check_outputs(files: Mapping[str, str | Path | None], inputs: Mapping[str, s
         if place in places:
             raise UserError(f"{key}: {file} is the file of {places[place]} too; name another.")
         places[place] = key
+        for name, folder in (folders or {}).items():
+            if Path(os.path.realpath(folder)).is_relative_to(place):
+                raise UserError(f"{key}: {file} is to be a folder, that of {name}; name another.")
 
 
-def check_writable(file: str | Path, key: str) -> None:
+def check_writable(
+    file: str | Path, key: str, what: str = "results", is_ours: Callable[[bytes], bool] | None = None
+) -> None:
     """Refuse a file that cannot be written, or that holds something else than what is written to it.
+
+    Args:
+        file: links are followed.
+        key: that names it.
+        what: is written to it.
+        is_ours: whether a file with this beginning holds that; default: as the key says.
 
     Raises:
         UserError: its folder cannot be made or is not writable, or there is a folder, a device or another file.
@@ -210,8 +226,9 @@ def check_writable(file: str | Path, key: str) -> None:
                 beginning = stream.read(64)
         except OSError as error:
             raise UserError(f"{key}: {file} cannot be read ({error.strerror}); name another.") from None
-        if beginning.strip() and not beginning.lstrip().startswith(_BEGINNINGS[key]):
-            raise UserError(f"{key}: {file} holds something else than results, and is not replaced; name another file.")
+        is_known = is_ours or (lambda start: start.startswith(_BEGINNINGS[key]))
+        if beginning.strip() and not is_known(beginning.lstrip()):
+            raise UserError(f"{key}: {file} holds something else than {what}, and is not replaced; name another file.")
 
 
 def write_text(file: str | Path, text: str, key: str) -> None:

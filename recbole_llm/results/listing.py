@@ -14,7 +14,7 @@ from typing import Any
 from tabulate import tabulate
 
 from recbole_llm import checkpoint
-from recbole_llm.errors import UserError, closest, printable
+from recbole_llm.errors import UserError, closest, printable, printable_json
 from recbole_llm.files import format_size, tree_size
 from recbole_llm.lock import LOCKS, forget, held, is_held
 from recbole_llm.results import run
@@ -131,7 +131,7 @@ def format_runs(runs: Sequence[Listed], now: datetime | None = None) -> str:
 
 def format_json(runs: Sequence[Listed]) -> str:
     """The runs as a JSON list of objects."""
-    return json.dumps(run.plain([asdict(one) for one in runs]), indent=2, ensure_ascii=False)
+    return printable_json(json.dumps(run.plain([asdict(one) for one in runs]), indent=2, ensure_ascii=False))
 
 
 def format_age(seconds: float) -> str:

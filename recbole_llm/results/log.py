@@ -22,13 +22,15 @@ import yaml
 from recbole.utils.logger import log_colors_config
 from torch.utils.tensorboard import SummaryWriter
 
-from recbole_llm.errors import UserError, first_line, is_full_disk
+from recbole_llm.errors import UserError, first_line, is_full_disk, printable, printable_lines
+from recbole_llm.files import regular_file
 
 LOGS, TENSORBOARD = Path("log"), Path("log_tensorboard")
 FILE_ONLY = {"file_only": True}  # ``extra`` of a message that is for the log file alone
 
 _LONG_NUMBER = re.compile(r"(?<![\w.])-?\d+\.\d{5,}(?:e[-+]?\d+)?")
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
+_COLORED = re.compile(r"(\x1b\[[01];3\dm)([^\x1b]*)(\x1b\[0m)")  # as RecBole colors a word
 _OF_RECBOLE = (
     (re.compile(r"(epoch \d+) evaluating"), r"\1 validation"),
     (re.compile(r"valid_score"), "score"),
@@ -41,8 +43,15 @@ def decimals(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name}: {value:.4f}" for name, value in values.items())
 
 
+def readable(message: str) -> str:
+    """A message in printable lines, with the words that RecBole colors."""
+    parts = _COLORED.split(message)  # text, color, word, end of the color, text, ...
+    return "".join(part if place % 4 in (1, 3) else printable_lines(part) for place, part in enumerate(parts))
+
+
 class Readable(logging.Filter):
-    """Metrics in the messages of RecBole's trainers get four decimals, and those of validations say that they are."""
+    """Nothing in a message steers the terminal: a word that is colored, and not more, stays so. Metrics in the messages of
+    RecBole's trainers get four decimals, and those of validations say that they are."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Change the record; it passes."""
@@ -52,6 +61,9 @@ class Readable(logging.Filter):
             for pattern, replacement in _OF_RECBOLE:
                 text = pattern.sub(replacement, text)
             record.msg = _LONG_NUMBER.sub(lambda match: f"{float(match[0]):.4f}", text)
+        record.msg, record.args = readable(record.getMessage()), ()
+        if record.exc_info:
+            record.exc_text = printable_lines(logging.Formatter().formatException(record.exc_info))
         return True
 
 
@@ -107,7 +119,8 @@ class _Waiting(logging.Handler):
 
 def start_console(level: str | None) -> None:
     """Send messages to the console, and keep them for the log files of the runs to come."""
-    LOGS.mkdir(parents=True, exist_ok=True)  # or say so before anything is trained
+    for folder in (LOGS, TENSORBOARD):
+        folder.mkdir(parents=True, exist_ok=True)  # or say so before anything is trained
     root = getLogger()
     for handler in root.handlers[:]:
         root.removeHandler(handler)
@@ -148,6 +161,7 @@ def run_log(model: str, name: str) -> Iterator[Path]:
     root = getLogger()
     file = LOGS / model / f"{_plain_name(name)}.log"
     file.parent.mkdir(parents=True, exist_ok=True)
+    regular_file(file)  # a device or a pipe would take the messages, or wait for a reader
     handler = _LogFile(file, encoding="utf-8")
     handler.setFormatter(_Uncolored("%(asctime)-15s %(levelname)s  %(message)s", "%a %d %b %Y %H:%M:%S"))
     handler.addFilter(Readable())
@@ -220,7 +234,7 @@ def tracked(name: str, settings: Mapping[str, Any]) -> Iterator[None]:
     if wandb.run is not None:
         yield
         return
-    wandb.init(project=settings.get("wandb_project"), name=name, config=dict(settings))
+    wandb.init(project=settings.get("wandb_project"), name=printable(name, None), config=dict(settings))
     try:
         yield
     except BaseException:

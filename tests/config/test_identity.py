@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from recbole_llm.config.identity import (
 from recbole_llm.config.schema import Key, known_keys
 from recbole_llm.config.settings import make_config
 from recbole_llm.data.shared import SharedData
-from recbole_llm.quick_start import run_folder
+from recbole_llm.quick_start import compare, run_folder
 from recbole_llm.teacher.teacher import teacher_config
 
 # Other values where one that is made up would be refused.
@@ -153,6 +154,25 @@ def test_a_teacher_does_not_depend_on_the_words_of_the_dataset(teacher):
     assert {"title_words", "prompt_sentence", "item_text"} <= known_keys("LLMSTAR").keys()
     assert not {"title_words", "prompt_sentence", "item_text", "teacher_training"} & teacher.keys()
     assert {"n_layers", "MAX_ITEM_LIST_LENGTH", "eval_args", "seed"} <= teacher.keys()
+
+
+def test_a_stock_model_of_other_item_attributes_is_another(chain_data, tmp_path):
+    """FDSA reads brands: one that was trained on other brands is not taken for it, one of the same is."""
+    settings = {
+        "protocol": "retrieval", "data_path": str(tmp_path / "data"), "selected_features": ["brand"], "epochs": 1,
+        "hidden_size": 8, "inner_size": 16, "n_layers": 1, "eval_args": {"mode": "uni9"}, "topk": [5], "valid_metric": "Hit@5",
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title", "brand"]},
+        "use_gpu": False, "show_progress": False,
+    }  # fmt: skip
+    shutil.copytree(chain_data, tmp_path / "data")
+    file = tmp_path / "data" / "chain" / "chain.item"
+    head, *lines = file.read_text().splitlines()
+    folders = []
+    for brands in ("ab", "ba", "ab"):
+        branded = [f"{line}\t{brands[number % 2]}" for number, line in enumerate(lines)]
+        file.write_text("\n".join([f"{head}\tbrand:token", *branded]) + "\n")
+        folders.append(compare(["FDSA"], "chain", settings=settings)[0]["checkpoint"])
+    assert folders[0] == folders[2] != folders[1]
 
 
 @pytest.mark.parametrize("settings", [{"title_words": ["film", "see", "saw"]}, {"micro_batch_tokens": 64, "topk": [1, 2, 5]}])

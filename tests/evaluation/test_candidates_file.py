@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,13 @@ def build(chain_data, **settings):
 def by_id(interaction, candidates):
     """A score that another program computes as easily: the number of the item's id."""
     return candidates.double()
+
+
+def test_sets_are_neither_read_from_nor_written_to_a_pipe(chain_data):
+    os.mkfifo("pipe")  # opened, it would wait for the other end
+    config, split = build(chain_data, candidates_file="pipe")
+    with pytest.raises(UserError, match="pipe is no regular file"):
+        identify_test_set(split, config)
 
 
 def test_sets_are_written_with_all_that_another_program_needs(chain_data):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -290,6 +291,25 @@ def test_outputs_are_not_each_other(tmp_path):
         check_outputs({"results_file": tmp_path / "one", "per_user_file": tmp_path / "link"})
     with pytest.raises(UserError, match="results_file: .*one is the file of endpoint_answers too"):
         check_outputs({"results_file": tmp_path / "one"}, {"endpoint_answers": str(tmp_path / "here" / ".." / "one")})
+
+
+@pytest.mark.parametrize("file", ["saved", "./log", "link"])
+def test_outputs_are_not_the_folders_of_a_run(tmp_path, file):
+    (tmp_path / "link").symlink_to(tmp_path / "saved")
+    folders = {"checkpoint_dir": tmp_path / "saved" / "runs", "the log": tmp_path / "log"}
+    with pytest.raises(UserError, match="results_file: .* is to be a folder, that of (checkpoint_dir|the log); name another"):
+        check_outputs({"results_file": tmp_path / file}, folders=folders)
+    check_outputs({"results_file": tmp_path / "saved" / "results.json"}, folders=folders)
+
+
+@pytest.mark.parametrize("key", ["results_file", "per_user_file"])
+@pytest.mark.parametrize("name", ["saved", "log", "log_tensorboard", "odd.yaml", "sets.parquet"])
+def test_a_command_refuses_such_outputs_before_anything_is_trained(chain_data, capsys, key, name):
+    Path("odd.yaml").write_text("{}")
+    words = [f"--data_path={chain_data}", "--config_files=odd.yaml", "--candidates_file=sets.parquet", f"--{key}={name}"]
+    assert cli.main(["run", "--model=SASRec", "--protocol=retrieval", "--dataset=chain", *words]) == 2
+    assert re.search(f"^Error: {key}: {name} (is|holds) ", capsys.readouterr().err)
+    assert sorted(path.name for path in Path().iterdir()) == ["odd.yaml"]
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "circle", "link to a device", "socket"])

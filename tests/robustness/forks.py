@@ -16,12 +16,14 @@ _LOGS: dict[int, list[subprocess.Popen]] = {}  # by process id: what writes its 
 
 
 class Ended(NamedTuple):
-    """How a command ended: its exit code (negative: the signal; None: it was stopped for its time), output, seconds."""
+    """How a command ended: its exit code (negative: the signal; None: it was stopped for its time), output, seconds, and
+    seconds of the processor, its own and those of the processes that it waited for."""
 
     code: int | None
     output: str
     errors: str
     seconds: float
+    processor: float = 0.0
 
     @property
     def is_clean(self) -> bool:
@@ -33,16 +35,29 @@ class Ended(NamedTuple):
 
 def import_library() -> None:
     """Import once what every fork needs."""
+    import transformers.models.llama.modeling_llama  # noqa: F401, of the tiny LLM
+
     import recbole_llm.cli
-    import recbole_llm.quick_start  # noqa: F401
+    import recbole_llm.config.help
+    import recbole_llm.quick_start
+    import recbole_llm.results.files
+    import recbole_llm.results.table  # noqa: F401
 
 
-def start(words: Sequence[str], folder: Path, logs: Path, memory: int | None = None, file_size: int | None = None) -> int:
+def start(
+    words: Sequence[str],
+    folder: Path,
+    logs: Path,
+    memory: int | None = None,
+    file_size: int | None = None,
+    processor: int | None = None,
+) -> int:
     """Begin ``recbole-llm words`` in ``folder``; its output goes to ``logs/out`` and ``logs/err``. Returns the process id.
 
     Args:
         memory: most bytes of address space.
         file_size: most bytes of a file that it writes: a full disk that needs no disk.
+        processor: most seconds of the processor, which other programs' work does not use up.
     """
     folder.mkdir(parents=True, exist_ok=True)
     logs.mkdir(parents=True, exist_ok=True)
@@ -63,6 +78,8 @@ def start(words: Sequence[str], folder: Path, logs: Path, memory: int | None = N
         os.chdir(folder)
         if memory is not None:
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        if processor is not None:
+            resource.setrlimit(resource.RLIMIT_CPU, (processor, processor + 5))
         if file_size is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
@@ -105,18 +122,20 @@ def _finish_logs(child: int) -> None:
 
 def wait(child: int, logs: Path, seconds: float) -> Ended:
     """Wait for a process of :func:`start`; it is killed after ``seconds``."""
-    started, code = time.monotonic(), None
+    started, code, processor = time.monotonic(), None, seconds
     while time.monotonic() - started < seconds:
-        pid, status = os.waitpid(child, os.WNOHANG)
+        pid, status, used = os.wait4(child, os.WNOHANG)
         if pid:
-            code = os.waitstatus_to_exitcode(status)
+            code, processor = os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
             break
-        time.sleep(0.02)
+        time.sleep(0.005)
     else:
         kill(child)
+    if code == -signal.SIGXCPU:
+        code = None
     _finish_logs(child)
     texts = [(logs / name).read_text(errors="replace") if (logs / name).exists() else "" for name in ("out", "err")]
-    return Ended(code, *texts, time.monotonic() - started)
+    return Ended(code, *texts, time.monotonic() - started, processor)
 
 
 def run(words: Sequence[str], folder: Path, logs: Path, seconds: float = 600, **limits: int | None) -> Ended:

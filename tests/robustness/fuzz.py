@@ -1,10 +1,11 @@
 """Odd values for every key: each ends as a run, or with exit code 2 and one sentence.
 
-    python tests/robustness/fuzz.py --cases=1000 --seed=1
-    python tests/robustness/fuzz.py --per-key=3 --seed=2 --keys=seed,clip_grad_norm
+    python tests/robustness/fuzz.py                          # all of them
+    python tests/robustness/fuzz.py --per-key=20 --seed=1    # of each key as many, evenly of all sorts of values
+    python tests/robustness/fuzz.py --keys=seed,clip_grad_norm
 
-One process imports the library and prepares a small data set and teacher; every case is a fork of it with limits of
-memory and time, so that a case costs what its run costs.
+One process imports the library, reads its settings files and prepares a small data set with a trained SASRec; every case is a
+fork of it with limits of memory and of the processor's time, so that a case costs what its own checks and training cost.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import forks
 
-SECONDS = 20  # a refusal takes no longer; a run may take RUN_SECONDS
+SECONDS = 20  # of the processor: a refusal takes no longer; a run may take RUN_SECONDS
 RUN_SECONDS = 120
+WAITING = 3  # times as long may pass on the clock, where other programs use the processor
 MEMORY = 8 << 30
 MARK = "executed-by-fuzz"  # a file that evaluated text would make
 
@@ -44,7 +47,8 @@ LISTS = """
     | {a: {b: [1]}} | {mode: uni9} | {mode: full} | {max_norm: -1} | {max_norm: 1.0} | {epochs: 0} | {hidden_size: 7}
     | [{name: a}] | [{name: a, trains: [lora], vectors: False}] | [ | { | '
 """
-VALUES = [*NUMBERS.split(), *WORDS.split(), *TEXTS, *(value.strip() for value in LISTS.split("|"))]
+SORTS = [NUMBERS.split(), WORDS.split(), TEXTS, [value.strip() for value in LISTS.split("|")]]
+VALUES = [value for sort in SORTS for value in sort]
 
 SMALL = """
     --dataset=chain --backbone=tiny --backbone_dtype=float32 --head_hidden_size=8 --representation_size=8 --epochs=1
@@ -66,16 +70,18 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def keys() -> list[tuple[str, str]]:
-    """Every (model, key) that a run can be given: each key once, with the first model that knows it."""
+def keys() -> dict[str, list[str]]:
+    """Every key that a run can be given, with the models that it is tried on: the first of ours that knows it, and SASRec."""
     from recbole_llm import registry
     from recbole_llm.config.schema import known_keys
 
-    owner: dict[str, str] = {}
-    for model in [*registry.MODELS, "SASRec"]:
+    owners: dict[str, list[str]] = {}
+    for model in registry.MODELS:
         for key in known_keys(model):
-            owner.setdefault(key, model)
-    return [(model, key) for key, model in owner.items()]
+            owners.setdefault(key, [model])
+    for key in known_keys("SASRec"):
+        owners.setdefault(key, []).append("SASRec")
+    return owners
 
 
 def cases(number: int | None, seed: int, per_key: int | None = None, only: Sequence[str] = ()) -> list[tuple[str, str, str]]:
@@ -89,13 +95,20 @@ def cases(number: int | None, seed: int, per_key: int | None = None, only: Seque
     """
     chance = random.Random(seed)
     everything = [
-        (model, key, value)
-        for model, key in keys()
+        (chance.choice(models), key, value)
+        for key, models in keys().items()
         if not only or key in only
-        for value in (VALUES if per_key is None else chance.sample(VALUES, min(per_key, len(VALUES))))
+        for value in (VALUES if per_key is None else sample(chance, per_key))
     ]
     chance.shuffle(everything)
     return everything[:number]
+
+
+def sample(chance: random.Random, number: int) -> list[str]:
+    """So many of the values, evenly of all sorts."""
+    shuffled = [chance.sample(sort, len(sort)) for sort in SORTS]
+    chance.shuffle(shuffled)
+    return [value for turn in zip_longest(*shuffled) for value in turn if value is not None][:number]
 
 
 def arguments(model: str, key: str, value: str, data: Path) -> list[str]:
@@ -140,29 +153,49 @@ def judge(code: int | None, output: str, errors: str, seconds: float, folder: Pa
 
 def run_case(words: Sequence[str], folder: Path) -> Outcome:
     """Run a command line in a fork with limits."""
-    ended = forks.run(["run", *words], folder, folder / "logs", RUN_SECONDS, memory=MEMORY, file_size=1 << 30)
-    return judge(ended.code, ended.output, ended.errors, ended.seconds, folder)
+    limits = {"memory": MEMORY, "file_size": 1 << 30, "processor": RUN_SECONDS}
+    ended = forks.run(["run", *words], folder, folder / "logs", WAITING * RUN_SECONDS, **limits)
+    seconds = max(ended.processor, ended.seconds / WAITING)
+    return judge(ended.code, ended.output, ended.errors, seconds, folder)
 
 
 def prepare(folder: Path) -> Path:
-    """A small data set; its path."""
+    """A small data set, and beside it ``saved`` with SASRec trained on it under each protocol; its path."""
+    from recbole_llm.config.first_look import first_look
     from recbole_llm.data.prepare import generate_chain
+    from recbole_llm.quick_start import configure
+    from recbole_llm.registry import MODELS
 
-    generate_chain(folder, "chain", users=40, items=30, seed=0, noise=0.1)
-    return folder
+    data = folder / "data"
+    generate_chain(data, "chain", users=24, items=24, seed=0, noise=0.1)
+    for protocol, key in (("retrieval", "LLMSRec"), ("generation", "ZeroShot"), ("full", "ST2SI")):
+        words = [word for word in arguments(key, "seed", "2020", data) if not word.startswith("--model=")]
+        ended = forks.run(["run", f"--model=SASRec,{key}", *words], folder, folder / "logs" / protocol)
+        if ended.code != 0:
+            raise SystemExit(f"{key} fails without an odd value: {ended.errors[-2000:]}{ended.output[-2000:]}")
+    for other in [*folder.glob("saved/[!S]*"), *folder.glob("saved/ST2SI*")]:
+        shutil.rmtree(other)
+    for model in MODELS:  # the settings files, which are read once for all cases
+        settings = {"data_path": str(data), "backbone": "tiny"}
+        first_look([model], "chain", settings, [])
+        configure(model, "chain", ["SASRec", model], None, None, settings)
+    return data
 
 
 def fuzz(drawn: Sequence[tuple[str, str, str]], folder: Path) -> tuple[Counter, list[tuple[list[str], Outcome]]]:
     """Run cases of :func:`cases`; returns how many ended how, and those that ended wrongly."""
     forks.import_library()
-    data = prepare(folder / "data")
+    data = prepare(folder)
     counts, wrong = Counter(), []
     for place, (model, key, value) in enumerate(drawn):
         words = arguments(model, key, value, data)
         if "\x00" in value:
             words[-1] = words[-1].replace("\x00", "\x01")  # no process gets a NUL in its arguments
+        shutil.copytree(folder / "saved", folder / f"case{place}" / "saved")
         outcome = run_case(words, folder / f"case{place}")
         shutil.rmtree(folder / f"case{place}", ignore_errors=True)
+        if place % 500 == 499:
+            print(f"{place + 1} of {len(drawn)}: {dict(counts)}")
         counts[outcome.kind] += 1
         if outcome.kind not in ("run", "refused"):
             wrong.append((words, outcome))
@@ -175,17 +208,18 @@ def fuzz(drawn: Sequence[tuple[str, str, str]], folder: Path) -> tuple[Counter, 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, help="most cases")
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many cases, which were run before")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--per-key", type=int, help="values of each key")
     parser.add_argument("--keys", default="", help="these keys alone, with commas between them")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        most = options.cases if options.cases or options.per_key or options.keys else 1000
-        drawn = cases(most, options.seed, options.per_key, [key for key in options.keys.split(",") if key])
+        drawn = cases(options.cases, options.seed, options.per_key, [key for key in options.keys.split(",") if key])
+        drawn = drawn[options.skip :]
         counts, wrong = fuzz(drawn, Path(folder))
     print(
-        f"{sum(counts.values())} cases in {time.monotonic() - started:.0f} s: "
+        f"{len({key for _, key, _ in drawn})} keys, {sum(counts.values())} cases in {time.monotonic() - started:.0f} s: "
         + ", ".join(f"{n} {kind}" for kind, n in counts.most_common())
     )
     return 1 if wrong else 0

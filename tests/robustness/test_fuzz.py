@@ -27,9 +27,9 @@ CASES = {
 def test_odd_values_end_as_a_run_or_in_one_sentence(tmp_path):
     code = (
         "import json, sys, pathlib; sys.path.insert(0, sys.argv[1]); import fuzz, forks; forks.import_library()\n"
-        "folder = pathlib.Path(sys.argv[2]); data = fuzz.prepare(folder / 'data'); owners = {k: m for m, k in fuzz.keys()}\n"
+        "folder = pathlib.Path(sys.argv[2]); data = fuzz.prepare(folder); owners = fuzz.keys()\n"
         "cases = json.loads(sys.argv[3])\n"
-        "ended = [fuzz.run_case(fuzz.arguments(owners[k], k, v, data), folder / str(n)) for n, (k, v) in enumerate(cases)]\n"
+        "ended = [fuzz.run_case(fuzz.arguments(owners[k][0], k, v, data), folder / str(n)) for n, (k, v) in enumerate(cases)]\n"
         "print('\\n' + json.dumps([[outcome.kind, outcome.text] for outcome in ended]))"
     )
     arguments = [str(FUZZ.parent), str(tmp_path), json.dumps(list(CASES))]

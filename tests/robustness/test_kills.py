@@ -77,6 +77,36 @@ def ten_kills(chain_data: str, folder: str) -> None:
     assert not [path for path in Path(tmp_path, "killed", "saved").rglob("*") if path.suffix in (".tmp", ".part", ".pth")]
 
 
+@pytest.mark.slow
+def test_two_at_the_same_time(chain_data, tmp_path):
+    """The second of two equal commands waits for the first, and takes what it trained."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import forks, test_kills as kills; forks.import_library(); "
+        "kills.two_at_the_same_time(*sys.argv[2:])"
+    )
+    arguments = [str(Path(__file__).parent), str(chain_data), str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def two_at_the_same_time(chain_data: str, folder: str) -> None:
+    settings = {
+        "model": "SASRec", "dataset": "chain", "data_path": chain_data, "protocol": "retrieval", "epochs": 4, "hidden_size": 8,
+        "inner_size": 16, "n_layers": 1, "eval_args": "{mode: uni9}", "topk": "[5]", "valid_metric": "Hit@5",
+        "use_gpu": False, "show_progress": False,
+    }  # fmt: skip
+    words = ["run", *(f"--{key}={value}" for key, value in settings.items())]
+    results = []
+    for place, names in (("alone", ["a"]), ("together", ["b", "c"])):
+        here = Path(folder, place)
+        children = [forks.start([*words, f"--results_file={name}.json"], here, Path(folder, name)) for name in names]
+        ended = [forks.wait(child, Path(folder, name), 200) for child, name in zip(children, names, strict=True)]
+        assert [one.code for one in ended] == [0] * len(names), ended
+        results += [json.loads((here / f"{name}.json").read_text())[0]["metrics"] for name in names]
+        assert sum("training it now" in one.errors for one in ended) == 1, "one trains, the other takes its model"
+    assert results[0] == results[1] == results[2]
+
+
 def test_a_limit_of_file_size_does_not_hold_for_the_logs(tmp_path):
     ended = forks.run(["--help"], tmp_path / "here", tmp_path / "logs", file_size=10)
     assert ended.code == 0 and "recbole-llm run" in ended.output and ended.errors == ""

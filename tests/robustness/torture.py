@@ -2,8 +2,10 @@
 
     python tests/robustness/torture.py --kills=50 --pairs=12 --disks=20 --seed=0
 
+The pipelines train teachers, models and LLMs, evaluate, store hidden states, convert an LLM and merge adapters.
+
 * A kill: a command is killed (SIGKILL) at a random moment and given again with ``--resume=True`` until it ends. Its results
-  must be those of a run that was not killed, to the last digit, and no temporary file may be left.
+  must be those of a run that was not killed, to the last digit, and nothing may be left that ``recbole-llm clean`` removes.
 * A pair: the same command twice at the same time in one folder. Both must give the undisturbed results.
 * A full disk: no file may grow beyond a random size. The command ends with a sentence, and given again without the limit
   it ends with the undisturbed results.
@@ -20,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import forks
 
@@ -28,7 +31,9 @@ SMALL = """
     --eval_step=0.5 --SASRec.epochs=2 --results_file=results.json --per_user_file=users.tsv
 """.split()
 RANKED = ["--head_hidden_size=8", "--representation_size=8", "--eval_args={mode: uni9}", "--topk=[5]", "--valid_metric=Hit@5"]
+CONVERTED = "--backbone=smollm2-135m"
 PIPELINES = {
+    "conversion": ["--model=TALLRec", "--epochs=1", CONVERTED, *RANKED],
     "teacher and frozen LLM": ["--model=SASRec,LLMSTAR", "--epochs=2", *RANKED],
     "LoRA, merged": ["--model=TALLRec", "--epochs=2", "--merge_adapter=True", *RANKED],
     "stages": ["--model=CoLLM", "--epochs=1", *RANKED],
@@ -52,9 +57,42 @@ def results(folder: Path) -> Any:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Temporary files that no process is writing any more."""
+    """What no process is writing any more, and none will read: temporary files, states of trainings that have ended, stored
+    hidden states of no model."""
+    from recbole_llm.results.clean import find_orphans
+
     kinds = (".tmp", ".part", ".pth")
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in kinds or path.name == "resume")
+    found = {path for path in folder.rglob("*") if path.suffix in kinds or path.name == "resume"}
+    found |= {orphan.path for orphan in find_orphans(folder / "saved", unfinished=True) if orphan.kind != "lock"}
+    return sorted(str(path.relative_to(folder)) for path in found)
+
+
+def convert_a_tiny_llm() -> None:
+    """Let smollm2-135m be a tiny random LLM, which is converted in each run's own folder in as many steps as the real one."""
+    import torch
+
+    from recbole_llm.backbone import built_in
+    from recbole_llm.backbone.fetch import Wheel
+    from recbole_llm.backbone.settings import read_settings
+
+    def convert(source: Path, target: Path) -> None:
+        tokenizer = built_in.make_tiny_tokenizer()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model, _ = built_in.make_tiny(tokenizer, read_settings({"backbone": "tiny", "device": "cpu"}), torch.float32)
+        model.save_pretrained(target)
+        time.sleep(0.5)  # so that a kill finds it half done
+        tokenizer.save_pretrained(target)
+
+    class OwnWheel(Wheel):
+        def folder(self, name: str, write: Any) -> Path:
+            with patch.dict(os.environ, RECBOLE_LLM_CACHE="cache"):
+                return super().folder(name, write)
+
+        def _published(self, scratch: Path) -> Path:
+            return scratch
+
+    built_in.SMOLLM2, built_in._convert = OwnWheel(**vars(built_in.SMOLLM2)), convert
 
 
 class Torture:
@@ -69,9 +107,10 @@ class Torture:
         from recbole_llm.data.prepare import generate_chain
 
         forks.import_library()
+        convert_a_tiny_llm()
         self.folder, self.random = folder, random.Random(seed)
         for name, data_seed in (("chain", 0), ("chain2", 1)):
-            generate_chain(folder / "data", name, users=40, items=30, seed=data_seed, noise=0.1)
+            generate_chain(folder / "data", name, users=24, items=24, seed=data_seed, noise=0.1)
         self.wrong: list[str] = []
         self.expected: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
@@ -87,7 +126,9 @@ class Torture:
         return name.replace(" ", "-").replace(",", "")
 
     def _words(self, name: str) -> list[str]:
-        return ["run", f"--data_path={self.folder / 'data'}", *SMALL, *PIPELINES[name]]
+        own = PIPELINES[name]
+        shared = [word for word in SMALL if CONVERTED not in own or not word.startswith("--backbone=")]
+        return ["run", f"--data_path={self.folder / 'data'}", *shared, *own]
 
     def _run(self, name: str, folder: Path, *more: str, **limits: int | None) -> forks.Ended:
         return forks.run([*self._words(name), *more], folder, folder / "logs", **limits)
@@ -102,7 +143,7 @@ class Torture:
 
     def kill(self, number: int) -> None:
         """Kill a pipeline once or twice at random moments, then let it end."""
-        name = self.random.choice(list(PIPELINES))
+        name = list(PIPELINES)[number % len(PIPELINES)]
         folder = self.folder / f"kill{number}"
         for _ in range(self.random.choice((1, 1, 2))):
             moment = self.random.uniform(0.05, self.seconds[name])
@@ -113,7 +154,7 @@ class Torture:
 
     def pair(self, number: int) -> None:
         """Start a pipeline twice at nearly the same time in one folder."""
-        name = self.random.choice(list(PIPELINES))
+        name = list(PIPELINES)[number % len(PIPELINES)]
         folder = self.folder / f"pair{number}"
         children = []
         for place in range(2):
@@ -133,7 +174,7 @@ class Torture:
 
     def full_disk(self, number: int) -> None:
         """Limit the size of every file, then let the pipeline end without the limit."""
-        name = self.random.choice(list(PIPELINES))
+        name = list(PIPELINES)[number % len(PIPELINES)]
         folder = self.folder / f"disk{number}"
         size = int(2 ** self.random.uniform(6, 20))
         ended = self._run(name, folder, file_size=size)

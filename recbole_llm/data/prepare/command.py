@@ -17,7 +17,7 @@ from recbole_llm.data.prepare.download import digest, obtain
 from recbole_llm.data.prepare.frame import read_items, table, write_own
 from recbole_llm.data.prepare.source import Preset, Wording
 from recbole_llm.data.prepare.write import Origin, comparison, count_lines, write_dataset
-from recbole_llm.errors import UserError, closest
+from recbole_llm.errors import UserError, closest, say
 
 _KEYS = {"raw-dir", "data-path", "name", "core", "items", "overwrite", "help"}
 _OWN = {"interactions", "user", "item", "time", "rating", "title"}
@@ -45,7 +45,7 @@ def prepare(argv: Sequence[str]) -> Path | None:
             near = closest(key, _KEYS | _OWN)
             raise UserError(f"unknown key --{key}; " + (f"did you mean --{near}?" if near else f"known: {_known()}."))
     if settings.get("help") or not argv:
-        print(files_text(words[0]) if words else help_text(), end="")
+        say((files_text(words[0]) if words else help_text()).rstrip("\n"))
         return None
     if len(words) != 1:
         raise UserError("name one dataset: recbole-llm prepare amazon-cds (--help lists them).")
@@ -58,9 +58,9 @@ def prepare(argv: Sequence[str]) -> Path | None:
         if odd:
             raise UserError(f"--{odd[0]} is for tables of your own: name them with --interactions=FILE.")
         folder, built, preset = _public(words[0], settings, data_path, command)
-    print(report(preset, built))
+    say(report(preset, built))
     flags = "" if data_path == Path("dataset") else f" --data_path={data_path}"
-    print(f"Written to {folder}. Next: recbole-llm run --model=LLMSTAR --dataset={preset.name}{flags}")
+    say(f"Written to {folder}. Next: recbole-llm run --model=LLMSTAR --dataset={preset.name}{flags}")
     return folder
 
 
