@@ -97,7 +97,7 @@ def compare(
     for name in fused:
         check_ranked(name, [configs[seed, part] for seed in chosen_seeds for part in parts_of(name)])
     for config in configs.values():
-        log.check_tracker(config["log_wandb"])
+        log.check_trackers(config)
     tests = {key: under_protocols(config, named[1:]) for key, config in configs.items()}
     start_logging(next(iter(configs.values())), labels, named[1:])
     data = SharedData()
@@ -257,7 +257,7 @@ def run_model(
     if complete_settings is not None:
         complete_settings(config, model)
     folder = run_folder(config, identity_of(model))
-    with log.run_log(config["model"], folder.name), held(folder):
+    with log.run_log(config["model"], folder.name, config["fresh"]), held(folder):
         kept = _kept_rows(folder, [config, *tests], splits["test"]) if is_trained(folder) else []
         rows = [row for row in kept if row is not None]
         if len(rows) <= len(tests):  # some are missing
@@ -429,7 +429,7 @@ def stock_rows(trained: stock.StockRun, tests: Sequence[Config] = ()) -> list[di
     config, folder = trained.config, trained.folder
     own = folder.parent == Path(config["checkpoint_dir"])  # else it is somebody's teacher_checkpoint
     memory = PeakMemory()
-    with log.run_log(config["model"], folder.name), held(folder) if own else nullcontext():
+    with log.run_log(config["model"], folder.name, config["fresh"]), held(folder) if own else nullcontext():
         kept = _kept_rows(folder, [config, *tests], trained.splits["test"])
         rows = [kept[0] or _test_stock(trained, own, memory)]
         for test, row in zip(tests, kept[1:], strict=True):
