@@ -1,4 +1,4 @@
-"""What tests/readme_commands.py finds in README.md, and that it sees what goes wrong. The commands themselves: make commands."""
+"""What tests/readme_commands.py finds in README.md, and that it sees what goes wrong. The commands: make commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def test_every_command_of_the_readme_is_a_step():
 
 
 def test_blocks_of_a_page():
-    page = "text\n\n    make x\n\n```bash\npip a \\\n    b  # why\n\nls\n```\n\n```\noutput\n```\n\n```python\nimport os\nos\n```\n"
+    page = "text\n\n    make x\n\n```bash\npip a \\\n    b  # why\n\nls\n```\n\n```\noutput\n```\n"
+    page += "\n```python\nimport os\nos\n```\n"
     texts = [("shell", "make x"), ("shell", "pip a b  # why"), ("shell", "ls"), ("python", "import os\nos\n")]
     assert steps_of(page) == [Step(*text) for text in texts]
     with pytest.raises(ValueError, match="an unknown kind, ruby"):

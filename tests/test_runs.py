@@ -36,7 +36,8 @@ class FakeWandb(ModuleType):
     def init(self, project, name, config, id=None, resume=None):
         assert self.run is None, "the last run was not ended"
         known = next((run for run in self.runs if id is not None and run.id == id and resume == "allow"), None)
-        self.run = known or SimpleNamespace(project=project, name=name, config=config, summary={}, logged=[], id=len(self.runs) + 1)
+        new = SimpleNamespace(project=project, name=name, config=config, summary={}, logged=[], id=len(self.runs) + 1)
+        self.run = known or new
         return self.run
 
     def define_metric(self, *names, **options):
@@ -169,6 +170,7 @@ def test_the_same_comparison_again_reads_everything(there, settings, monkeypatch
 
     for place, name in ((quick_start, "evaluate"), (LLMTrainer, "fit"), (LLMTrainer, "evaluate")):
         monkeypatch.setattr(place, name, refused)
+    monkeypatch.setattr("recbole_llm.recommender.base.load_backbone", refused)  # not even the LLM is loaded
     again = compare(MODELS, "chain", settings=settings)
     assert [row["record"] for row in again] == [row["record"] for row in there.rows]
     assert all(np.array_equal(one["ranks"], two["ranks"]) for one, two in zip(again, there.rows, strict=True))
@@ -177,6 +179,28 @@ def test_the_same_comparison_again_reads_everything(there, settings, monkeypatch
         assert list(row["metrics"]) == ["mrr@1", "mrr@3", "mrr@5", "hit@1", "hit@3", "hit@5"]
         assert row["metrics"]["hit@5"] == before["metrics"]["hit@5"]
         assert row["metrics"]["hit@3"] == np.mean(row["ranks"] <= 3) == row["record"]["metrics"]["test"]["hit@3"]
+
+
+@pytest.mark.parametrize("changed", ["settings", "teacher", "weights", "damaged", "tested on others"])
+def test_other_runs_are_not_found(copied, settings, monkeypatch, changed):
+    """What was made from something else, or says so no more, is left to the check with the loaded LLM."""
+    def loaded(*arguments, **options):
+        raise AssertionError("the LLM is loaded")
+
+    folder, given = Path(copied.rows[1]["checkpoint"]), dict(settings)
+    sources = json.loads((folder / "sources.json").read_text())
+    if changed == "settings":
+        given["LLMSRec.learning_rate"] = 0.01
+    elif changed == "teacher":
+        (folder / "sources.json").write_text(json.dumps({**sources, "teacher": "another"}))
+    elif changed == "weights":
+        monkeypatch.setattr(quick_start, "fetch_backbone", lambda config: {"source": "folder", "sha256": "another"})
+    elif changed == "damaged":
+        (folder / "sources.json").write_text("{")
+    else:
+        (folder / "run.json").unlink()
+    monkeypatch.setattr("recbole_llm.recommender.base.load_backbone", loaded)
+    assert "the LLM is loaded" in compare(MODELS, "chain", settings=given)[1]["error"]
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def mlflow_run(name: str, settings: Mapping[str, Any]) -> Iterator[None]:
             mlflow.log_dict(dict(settings), "settings.json")  # in full
     except Exception as error:  # of MLflow's own, of its server and of its database
         mlflow.end_run("FAILED")
-        raise UserError(f"log_mlflow: MLflow cannot open a run at {mlflow.get_tracking_uri()} ({first_line(error)}).") from error
+        raise UserError(f"log_mlflow: MLflow cannot open a run ({first_line(error)}); see MLFLOW_TRACKING_URI.") from error
     try:
         yield
     except BaseException:

@@ -47,13 +47,14 @@ def test_one_mlflow_run_for_each_model(mlflow, small):
         run = next(run for run in runs if run.info.run_name == Path(row["checkpoint"]).name)
         assert run.info.status == "FINISHED" and run.data.params["dataset"] == "chain"
         assert run.data.metrics["test/hit_at_5"] == pytest.approx(row["metrics"]["hit@5"])
-        whole = json.loads(Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="settings.json")).read_text())
-        assert whole == row["record"]["settings"]
+        file = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="settings.json")
+        assert json.loads(Path(file).read_text()) == row["record"]["settings"]
         points = read_run(row["checkpoint"]).curve
         valid = [metric.value for metric in client.get_metric_history(run.info.run_id, "valid/hit_at_5")]
         assert valid == pytest.approx([point["valid"]["hit@5"] for point in points if point["valid"]])
-    ours = client.get_metric_history(next(run for run in runs if "LLMSRec" in run.info.run_name).info.run_id, "train/Loss/distillation")
-    assert [(metric.step, metric.value) for metric in ours] == [
+    (ours,) = (run.info.run_id for run in runs if "LLMSRec" in run.info.run_name)
+    losses = client.get_metric_history(ours, "train/Loss/distillation")
+    assert [(metric.step, metric.value) for metric in losses] == [
         (point["step"], pytest.approx(point["losses"]["distillation"])) for point in points
     ]
 
@@ -76,7 +77,7 @@ def test_a_name_that_comes_again_goes_on_with_its_run_in_mlflow(mlflow):
 def test_mlflow_that_cannot_be_reached_is_one_sentence(mlflow):
     Path("file").write_text("")
     mlflow.set_tracking_uri(f"file://{Path('file').absolute()}/runs")
-    with pytest.raises(UserError, match="log_mlflow: MLflow cannot open a run at file://"):
+    with pytest.raises(UserError, match="log_mlflow: MLflow cannot open a run "):
         with log.tracked("x", {"log_mlflow": True, "mlflow_experiment": "one"}):
             pass
 

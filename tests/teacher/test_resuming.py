@@ -22,7 +22,7 @@ from recbole_llm.teacher import resuming
 
 SIZES = {"hidden_size": 8, "inner_size": 16, "n_layers": 1, "n_heads": 1}
 CASES = {  # model: its settings, and after how many batches of its training it is stopped
-    "SASRec": ({**SIZES, "train_batch_size": 64}, 40),
+    "SASRec": ({**SIZES, "train_batch_size": 64}, 20),
     "BERT4Rec": ({**SIZES, "train_batch_size": 128}, 14),
     "BPR": ({"embedding_size": 8, "train_batch_size": 128}, 14),
 }
@@ -91,10 +91,7 @@ def test_a_stopped_training_ends_as_one_that_was_not(model, settings, monkeypatc
     ]  # fmt: skip
 
 
-def test_both_stages_of_s3rec_go_on(settings, monkeypatch, chain_data, capsys):
-    from recbole_llm.data.atomic import read_table
-
-    assert read_table(chain_data / "chain" / "chain.item")
+def test_both_stages_of_s3rec_go_on(settings, monkeypatch, chain_data):
     own = {
         **settings, **SIZES, "pretrain_epochs": 3, "epochs": 3, "train_batch_size": 200, "train_stage": "pretrain",
         "item_attribute": "class", "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "class"]},
@@ -111,10 +108,10 @@ def test_both_stages_of_s3rec_go_on(settings, monkeypatch, chain_data, capsys):
     rows = compare(["S3Rec"], "chain", settings=own)
     whole = ended(rows[0]["checkpoint"])
     assert [point.get("stage") for point in whole[1]] == ["pretrain"] * 3 + [None] * 3
-    steps = whole[1][2]["step"]
+    before, after = whole[1][2]["step"] // 3, whole[1][-1]["step"] // 3  # batches of an epoch
     own["checkpoint_dir"] = "saved"
     phases = []
-    for place in (2 * steps // 3 + 1, 1, steps + 2):
+    for place in (2 * before + 1, 1, before + after + 1):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             stop_after(patch, place)
             compare(["S3Rec"], "chain", settings=own)
@@ -142,7 +139,7 @@ def test_a_teacher_goes_on_as_well(tiny_settings, monkeypatch):
 def test_a_state_that_is_not_used(what, settings, monkeypatch, caplog):
     own = {**settings, **CASES["SASRec"][0], "epochs": 3}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_after(patch, 20)
+        stop_after(patch, 10)
         compare(["SASRec"], "chain", settings=own)
     (resume,) = Path("saved").glob("SASRec-*/resume")
     if what == "damaged":
@@ -163,19 +160,18 @@ def test_short_epochs_do_not_write_all_the_time(settings, monkeypatch):
     monkeypatch.setattr(resuming, "MOST_TIME", 0.0)
     written = []
     monkeypatch.setattr(resuming.ResumedTraining, "_write_state", lambda *arguments: written.append(arguments))
-    monkeypatch.setattr(resuming.checkpoint, "write_json", lambda *arguments: None)
-    with pytest.raises(Exception):  # noqa: B017  nothing of the run was written
-        compare(["SASRec"], "chain", settings={**settings, **CASES["SASRec"][0]})
+    compare(["SASRec"], "chain", settings={**settings, **CASES["SASRec"][0]})
     assert len(written) == 1
 
 
 @pytest.mark.slow
 def test_a_killed_process(settings, chain_data, tmp_path):
-    words = [f"--{key}={value}" for key, value in {**settings, **CASES["SASRec"][0], "model": "SASRec", "dataset": "chain"}.items()]
+    given = {**settings, **CASES["SASRec"][0], "model": "SASRec", "dataset": "chain"}
+    words = [f"--{key}={value}" for key, value in given.items()]
     assert cli.main(["run", *words, "--checkpoint_dir=whole"]) == 0
     code = (
         "import math, os, sys; from recbole.trainer import Trainer; from recbole_llm import cli; "
-        "from recbole_llm.teacher import resuming; resuming.MOST_TIME = math.inf; left = [40]\n"
+        "from recbole_llm.teacher import resuming; resuming.MOST_TIME = math.inf; left = [20]\n"
         "def check(self, loss):\n    left[0] -= 1\n    left[0] < 0 and os.kill(os.getpid(), 9)\n"
         "Trainer._check_nan = check\ncli.main(['run', *sys.argv[1:]])"
     )
