@@ -76,7 +76,7 @@ def read(dataset: str) -> TextSequentialDataset:
 @pytest.mark.parametrize("cuts", [[], [200, 100]], ids=["whole", "cut twice"])
 def test_a_data_set_is_fetched_once(server, cuts):
     server.files = {"/ml-1m.zip": archive_of(files_of("ml-1m", "movie_title"))}
-    server.cuts = cuts
+    server.cuts = list(cuts)
     data = read("ml-1m")
     assert (data.user_num, data.item_num) == (7, 9) and data.item_texts[1].startswith("Title ")
     assert sorted(path.name for path in Path("dataset").iterdir()) == ["ml-1m"]
