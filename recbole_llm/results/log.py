@@ -243,7 +243,9 @@ def _wandb_run(name: str, settings: Mapping[str, Any]) -> Iterator[None]:
     if wandb.run is not None:
         yield
         return
-    known = {"id": _WANDB_IDS[name], "resume": "allow"} if name in _WANDB_IDS and not settings.get("fresh") else {}
+    known: dict[str, Any] = {}
+    if name in _WANDB_IDS and not settings.get("fresh"):
+        known = {"id": _WANDB_IDS[name], "resume": "allow"}
     run = wandb.init(project=settings.get("wandb_project"), name=name, config=dict(settings), **known)
     _WANDB_IDS[name] = run.id
     try:
