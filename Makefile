@@ -6,7 +6,7 @@ INSTALLED = $(VENV)/.installed
 DOCS_INSTALLED = $(VENV)/.docs-installed
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test slow lint docs bench fuzz torture clean
+.PHONY: quickstart test slow commands commands-small lint docs bench fuzz torture clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/python run_recbole_llm.py --model=SASRec,LLMSRec,LLMSTAR --dataset=ml-100k --config_files=properties/quickstart.yaml
@@ -17,6 +17,13 @@ test: lint
 # What takes longer than ten seconds a test; nightly, and before a release.
 slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal -m slow
+
+# README's commands as they stand, in a clean copy: on tiny data in a minute, and in full size in hours.
+commands-small: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/readme_commands.py --small
+
+commands: $(INSTALLED)
+	$(VENV)/bin/python tests/readme_commands.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check .

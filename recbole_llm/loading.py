@@ -25,7 +25,8 @@ _NOT_FROM_A_RECORD = frozenset(
     "model dataset data_path checkpoint_dir results_file per_user_file candidates_file resume teacher_checkpoint pretrained "
     "pretrain_datasets pretrain_settings head trust_files endpoint_answers save_dataset dataset_save_path save_dataloaders "
     "dataloaders_save_path "
-    "benchmark_filename additional_feat_suffix log_wandb wandb_project config_file config_files config_file_list nproc "
+    "benchmark_filename additional_feat_suffix log_wandb wandb_project log_mlflow mlflow_experiment "
+    "config_file config_files config_file_list nproc "
     "world_size ip port offset group_offset local_rank single_spec device gpu_id worker state show_progress verbose "
     "MODEL_TYPE MODEL_INPUT_TYPE eval_type".split()
 )

@@ -21,6 +21,7 @@ from recbole.config import Config
 from recbole.utils import ModelType, get_model, get_trainer, init_seed
 
 from recbole_llm import checkpoint, preflight
+from recbole_llm.backbone.load import fetch_backbone
 from recbole_llm.config.identity import deciding_settings, own_training_keys
 from recbole_llm.config.protocols import protocol_names, under_protocols, without_list
 from recbole_llm.config.schema import known_keys, load_yaml, read_schema
@@ -38,7 +39,9 @@ from recbole_llm.registry import is_ours
 from recbole_llm.results import log, run
 from recbole_llm.results.describe import PeakMemory, keep_run, keep_test, settings_of
 from recbole_llm.results.run import read_curve
+from recbole_llm.results.sources import Sources, digest_of, folders_of, write_sources
 from recbole_llm.teacher import stock
+from recbole_llm.teacher.teacher import obtain_teacher
 from recbole_llm.trainer.checkpoint import load_trained_weights
 
 
@@ -97,7 +100,7 @@ def compare(
     for name in fused:
         check_ranked(name, [configs[seed, part] for seed in chosen_seeds for part in parts_of(name)])
     for config in configs.values():
-        log.check_tracker(config["log_wandb"])
+        log.check_trackers(config)
     tests = {key: under_protocols(config, named[1:]) for key, config in configs.items()}
     start_logging(next(iter(configs.values())), labels, named[1:])
     data = SharedData()
@@ -247,9 +250,13 @@ def run_model(
         if keep_scores is not None:
             keep_scores(stock_scores(trained.model.eval()))
         return rows
+    train, given = data.train(config), deciding_settings(config)
+    if keep_scores is None and not config["fresh"] and not config["endpoint_url"]:
+        found = _find_tested(config, given, train, models, tests)
+        if found is not None:
+            return found
     memory = PeakMemory()
     init_seed(config["seed"], config["reproducibility"])
-    train = data.train(config)
     model = get_model(config["model"])(config, train).to(config["device"])
     getLogger().info(model, extra=log.FILE_ONLY)
     trainer_class = get_trainer(config["MODEL_TYPE"], config["model"])
@@ -257,7 +264,7 @@ def run_model(
     if complete_settings is not None:
         complete_settings(config, model)
     folder = run_folder(config, identity_of(model))
-    with log.run_log(config["model"], folder.name), held(folder):
+    with log.run_log(config["model"], folder.name, config["fresh"]), held(folder):
         kept = _kept_rows(folder, [config, *tests], splits["test"]) if is_trained(folder) else []
         rows = [row for row in kept if row is not None]
         if len(rows) <= len(tests):  # some are missing
@@ -265,14 +272,53 @@ def run_model(
             rows = _train_and_test(trainer_class, config, model, loaders, folder, memory, tests)
         else:
             getLogger().info(f"{config['model']}: using the trained model in {folder}; --fresh=True trains it anew")
+        if set(model.backbones) == {"backbone"} and not config["endpoint_url"]:
+            teacher = None if model.teacher is None else model.teacher.identity
+            write_sources(folder, Sources(_digest_of_sources(config, given, train), teacher))
         _tell_results(rows, tests)
         if keep_scores is not None:
             load_trained_weights(model, folder, config["model"])
             keep_scores(model.eval().score)
     if model.teacher is not None and model.teacher.name not in models:
-        of_teacher = model.teacher_run
-        rows += [{**row, "role": "teacher"} for row in stock_rows(of_teacher, _for_teacher(of_teacher.config, tests))]
+        rows += _teacher_rows(model.teacher_run, tests)
     return rows
+
+
+def _teacher_rows(trained: stock.StockRun, tests: Sequence[Config]) -> list[dict[str, Any]]:
+    return [{**row, "role": "teacher"} for row in stock_rows(trained, _for_teacher(trained.config, tests))]
+
+
+def _digest_of_sources(config: Config, given: Mapping[str, Any], train: Any) -> str:
+    return digest_of(given, train.text_fingerprint, fetch_backbone(config), str(config["device"]))
+
+
+def _find_tested(
+    config: Config, given: Mapping[str, Any], train: Any, models: Sequence[str], tests: Sequence[Config]
+) -> list[dict[str, Any]] | None:
+    """:func:`run_model` of what was trained and tested with the same settings, data, LLM and teacher; None of all else.
+
+    The LLM, which only says once more what it is, is not loaded.
+    """
+    of_model = list(folders_of(Path(config["checkpoint_dir"]), config["model"], config["dataset"]))
+    digest = _digest_of_sources(config, given, train) if of_model else None
+    for folder, sources in of_model:
+        if sources.digest != digest or not is_trained(folder):
+            continue
+        teacher_run = None
+        if sources.teacher is not None:
+            teacher, teacher_run = obtain_teacher(config, train.splits)
+            if teacher.identity != sources.teacher:
+                continue
+        with log.run_log(config["model"], folder.name), held(folder):
+            rows = [row for row in _kept_rows(folder, [config, *tests], train.splits["test"]) if row is not None]
+            if len(rows) <= len(tests):
+                return None
+            getLogger().info(f"{config['model']}: using the trained model in {folder}; --fresh=True trains it anew")
+            _tell_results(rows, tests)
+        if teacher_run is not None and teacher_run.config["model"] not in models:
+            rows += _teacher_rows(teacher_run, tests)
+        return rows
+    return None
 
 
 def _for_teacher(config: Config, tests: Sequence[Config]) -> list[Config]:
@@ -429,7 +475,7 @@ def stock_rows(trained: stock.StockRun, tests: Sequence[Config] = ()) -> list[di
     config, folder = trained.config, trained.folder
     own = folder.parent == Path(config["checkpoint_dir"])  # else it is somebody's teacher_checkpoint
     memory = PeakMemory()
-    with log.run_log(config["model"], folder.name), held(folder) if own else nullcontext():
+    with log.run_log(config["model"], folder.name, config["fresh"]), held(folder) if own else nullcontext():
         kept = _kept_rows(folder, [config, *tests], trained.splits["test"])
         rows = [kept[0] or _test_stock(trained, own, memory)]
         for test, row in zip(tests, kept[1:], strict=True):

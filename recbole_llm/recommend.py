@@ -1,7 +1,7 @@
 """A trained model as an object that answers: which items come next, for users of its data set or for any histories.
 
 >>> model = recbole_llm.load("saved/LLMSTAR-ml-100k-seed2020-0a1b2c3d4e")  # doctest: +SKIP
->>> model.recommend(histories=[["Toy Story (1995)", "GoldenEye (1995)"]], topk=3)  # doctest: +SKIP
+>>> model.recommend(histories=[["Toy Story", "GoldenEye"]], topk=3)  # doctest: +SKIP
 """
 
 from __future__ import annotations

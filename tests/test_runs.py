@@ -33,9 +33,12 @@ class FakeWandb(ModuleType):
         super().__init__("wandb")
         self.run, self.runs = None, []
 
-    def init(self, project, name, config):
+    def init(self, project, name, config, id=None, resume=None):
         assert self.run is None, "the last run was not ended"
-        self.run = SimpleNamespace(project=project, name=name, config=config, summary={}, logged=[])
+        known = next((run for run in self.runs if id is not None and run.id == id and resume == "allow"), None)
+        new = SimpleNamespace(project=project, name=name, config=config, summary={}, logged=[], id=len(self.runs) + 1)
+        self.run = known or new
+        return self.run
 
     def define_metric(self, *names, **options):
         pass
@@ -44,7 +47,7 @@ class FakeWandb(ModuleType):
         self.run.logged.append(metrics)
 
     def finish(self, exit_code=0):
-        self.runs.append(self.run)
+        self.runs += [] if self.run in self.runs else [self.run]
         self.run.exit_code, self.run = exit_code, None
 
 
@@ -139,6 +142,7 @@ def test_one_tensorboard_run_each(there):
 
 def test_one_wandb_run_each(there):
     by_name = {}
+    assert len(there.wandb.runs) == 2
     for run in there.wandb.runs:
         assert run.exit_code == 0 and run.config["dataset"] == "chain" and json.dumps(run.config)
         by_name.setdefault(run.name, {"keys": set(), "summary": {}})
@@ -151,10 +155,12 @@ def test_one_wandb_run_each(there):
         assert ("train/Loss/distillation" in told["keys"]) == (row["model"] == "LLMSRec:b")
 
 
-def test_a_missing_tracker_is_one_sentence(settings, monkeypatch):
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    with pytest.raises(UserError, match=r"log_wandb: wandb is not installed: pip install 'recbole-llm\[tracking\]'"):
-        compare(MODELS, "chain", settings={**settings, "log_wandb": True})
+@pytest.mark.parametrize(("key", "package", "extra"), [("log_wandb", "wandb", "tracking"), ("log_mlflow", "mlflow", "mlflow")])
+def test_a_missing_tracker_is_one_sentence(settings, monkeypatch, key, package, extra):
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    monkeypatch.setattr("recbole_llm.results.log.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=rf"{key}: {package} is not installed: pip install 'recbole-llm\[{extra}\]'"):
+        compare(MODELS, "chain", settings={**settings, key: True})
     assert not Path("saved").exists()
 
 
@@ -164,6 +170,7 @@ def test_the_same_comparison_again_reads_everything(there, settings, monkeypatch
 
     for place, name in ((quick_start, "evaluate"), (LLMTrainer, "fit"), (LLMTrainer, "evaluate")):
         monkeypatch.setattr(place, name, refused)
+    monkeypatch.setattr("recbole_llm.recommender.base.load_backbone", refused)  # not even the LLM is loaded
     again = compare(MODELS, "chain", settings=settings)
     assert [row["record"] for row in again] == [row["record"] for row in there.rows]
     assert all(np.array_equal(one["ranks"], two["ranks"]) for one, two in zip(again, there.rows, strict=True))
@@ -174,10 +181,33 @@ def test_the_same_comparison_again_reads_everything(there, settings, monkeypatch
         assert row["metrics"]["hit@3"] == np.mean(row["ranks"] <= 3) == row["record"]["metrics"]["test"]["hit@3"]
 
 
+@pytest.mark.parametrize("changed", ["settings", "teacher", "weights", "damaged", "tested on others"])
+def test_other_runs_are_not_found(copied, settings, monkeypatch, changed):
+    """What was made from something else, or says so no more, is left to the check with the loaded LLM."""
+    def loaded(*arguments, **options):
+        raise AssertionError("the LLM is loaded")
+
+    folder, given = Path(copied.rows[1]["checkpoint"]), dict(settings)
+    sources = json.loads((folder / "sources.json").read_text())
+    if changed == "settings":
+        given["LLMSRec.learning_rate"] = 0.01
+    elif changed == "teacher":
+        (folder / "sources.json").write_text(json.dumps({**sources, "teacher": "another"}))
+    elif changed == "weights":
+        monkeypatch.setattr(quick_start, "fetch_backbone", lambda config: {"source": "folder", "sha256": "another"})
+    elif changed == "damaged":
+        (folder / "sources.json").write_text("{")
+    else:
+        (folder / "run.json").unlink()
+    monkeypatch.setattr("recbole_llm.recommender.base.load_backbone", loaded)
+    assert "the LLM is loaded" in compare(MODELS, "chain", settings=given)[1]["error"]
+
+
 @pytest.fixture
 def copied(there, monkeypatch, tmp_path):
     """The comparison in a copy of its folder."""
-    shutil.copytree(there.folder / "saved", tmp_path / "saved")
+    for name in ("saved", "log", "log_tensorboard"):
+        shutil.copytree(there.folder / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return there
 
@@ -190,6 +220,11 @@ def test_fresh_trains_and_tests_anew(copied, settings, monkeypatch):
         patch.setattr(LLMTrainer, "fit", refused)
         rows = compare(MODELS, "chain", settings={**settings, "fresh": True})
     assert "it is trained" in rows[1]["error"]
+    stock = Path(copied.rows[0]["checkpoint"]).name
+    text = Path(f"log/SASRec/{stock}.log").read_text()
+    assert text.count("Comparing SASRec") == text.count("training it now") == 1, "the log begins anew"
+    assert text.count("validation result") == 3 and "SASRec test result" in text, "and has all of the new run"
+    assert len(EventAccumulator(f"log_tensorboard/{stock}").Reload().Scalars("Valid/hit@5")) == 3
     before, after = copied.rows[0]["record"], rows[0]["record"]
     assert after["metrics"] == before["metrics"] and after["seconds"] != before["seconds"]
 

@@ -68,6 +68,7 @@ def settings_for_teacher(config: Config) -> dict[str, Any]:
     overall = {name for name, key in schema["overall"].items() if key.mark in ("", "data", "text")}
     of_protocols = [key for group, keys in schema.items() if group.startswith("protocol/") for key in keys.values()]
     overall |= {key.name for key in of_protocols if key.mark == "data"}
+    overall.add("resume")
     arguments = recbole_arguments()
     shared = {*arguments["general"], *arguments["evaluation"], *arguments["dataset"], *overall} - own_training_keys()
     return {name: value for name, value in config.external_config_dict.items() if name in shared}

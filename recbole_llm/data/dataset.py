@@ -30,7 +30,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_llm.config.settings import select
-from recbole_llm.data import atomic
+from recbole_llm.data import atomic, recbole_files
 from recbole_llm.data.guards import GuardSettings, guarded, with_distinct_texts, without_repeated_rows
 from recbole_llm.data.perturbation import training_order
 from recbole_llm.data.rows import Histories, Rows
@@ -154,6 +154,9 @@ class TextSequentialDataset(SequentialDataset):
             )
         self.inter_file = Path(os.path.normpath(dataset_path), f"{token}.inter")
         self.item_file = self.inter_file.with_name(f"{token}.item")
+        folder = self.inter_file.parent
+        if not folder.exists() and recbole_files.address_of(token) is not None:
+            recbole_files.fetch(token, folder)
         self._check_files_exist()
         self._attributes_of_token = atomic.read_item_attributes(
             self.item_file,

@@ -85,7 +85,8 @@ def find_orphans(folder: str | os.PathLike, unfinished: bool = False) -> list[Or
         folders[:] = [name for name in folders if not _TEMPORARY.fullmatch(name)]
         stored += [here / name for name in names if _STORED.fullmatch(name)]
         if "resume" in folders and checkpoint.has_resume_state(here) and _is_free(here):
-            kind = "finished" if _record(here).get("finished") is True else "unfinished"
+            record = _record(here)
+            kind = "finished" if record.get("finished") is True or record.get("kind") == "stock" else "unfinished"
             if kind == "finished" or unfinished:
                 found.append((kind, here / "resume"))
     if not is_any_held:  # a run that is under way may read what no record names yet

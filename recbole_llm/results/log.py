@@ -5,14 +5,15 @@ Messages from before a run's name is known (checks, data, the LLM, the teacher) 
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import re
+import shutil
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from recbole_llm.errors import UserError, first_line, is_full_disk, printable, printable_lines
 from recbole_llm.files import regular_file
+from recbole_llm.results.mlflow_tracker import log_metrics, mlflow_run
 
 LOGS, TENSORBOARD = Path("log"), Path("log_tensorboard")
 FILE_ONLY = {"file_only": True}  # ``extra`` of a message that is for the log file alone
@@ -153,15 +155,19 @@ def _all_waiting() -> list[_Waiting]:
 
 
 @contextmanager
-def run_log(model: str, name: str) -> Iterator[Path]:
+def run_log(model: str, name: str, fresh: bool = False) -> Iterator[Path]:
     """Within the context, messages go to ``log/<model>/<name>.log`` as well, after those that waited.
 
-    RecBole's trainers that are made within it write to ``log_tensorboard/<name>``. A run that goes on appends to both.
+    RecBole's trainers that are made within it write to ``log_tensorboard/<name>``. A run that goes on appends to both; a
+    ``fresh`` one begins both anew, where it is first opened in a comparison.
     """
     root = getLogger()
     file = LOGS / model / f"{_plain_name(name)}.log"
     file.parent.mkdir(parents=True, exist_ok=True)
     regular_file(file)  # a device or a pipe would take the messages, or wait for a reader
+    if fresh and not any(file in waiting.given for waiting in _all_waiting()):
+        file.unlink(missing_ok=True)
+        shutil.rmtree(TENSORBOARD / _plain_name(name), ignore_errors=True)
     handler = _LogFile(file, encoding="utf-8")
     handler.setFormatter(_Uncolored("%(asctime)-15s %(levelname)s  %(message)s", "%a %d %b %Y %H:%M:%S"))
     handler.addFilter(Readable())
@@ -205,36 +211,57 @@ def log_to_files(lines: str, level: int = logging.ERROR) -> None:
 # --- trackers --------------------------------------------------------------------------------------------------------
 
 
-def check_tracker(log_wandb: bool | None) -> None:
-    """Refuse to log to Weights & Biases without its package.
+_TRACKERS = {"log_wandb": "wandb", "log_mlflow": "mlflow"}
+_WANDB_IDS: dict[str, str] = {}  # of the runs that this process opened, by their names
+
+
+def check_trackers(settings: Any) -> None:
+    """Refuse to log to a tracker without its package.
+
+    Args:
+        settings: with ``log_wandb`` and ``log_mlflow``.
 
     Raises:
         UserError: it is not installed.
     """
-    if log_wandb and "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
-        raise UserError("log_wandb: wandb is not installed: pip install 'recbole-llm[tracking]', or leave the key False.")
+    for key, package in _TRACKERS.items():
+        if settings[key] and package not in sys.modules and find_spec(package) is None:
+            extra = "tracking" if package == "wandb" else package
+            raise UserError(
+                f"{key}: {package} is not installed: pip install 'recbole-llm[{extra}]', or leave the key False."
+            )
 
 
 @contextmanager
 def tracked(name: str, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Within the context, a run of Weights & Biases is open under ``name`` where ``log_wandb`` asks for it.
+    """Within the context, a run of Weights & Biases and one of MLflow are open under ``name`` where the settings ask for them.
 
-    One that is open already, a sweep's or the caller's own, is used instead.
+    One that is open already, a sweep's or the caller's own, is used instead. A name that comes again goes on with its run.
 
     Args:
         name: of the run.
         settings: all of them, plain.
     """
-    if not settings.get("log_wandb"):
+    with ExitStack() as opened:
+        if settings.get("log_wandb"):
+            opened.enter_context(_wandb_run(name, settings))
+        if settings.get("log_mlflow"):
+            opened.enter_context(mlflow_run(name, settings))
         yield
-        return
-    check_tracker(True)
+
+
+@contextmanager
+def _wandb_run(name: str, settings: Mapping[str, Any]) -> Iterator[None]:
     import wandb  # heavy, and of an extra
 
     if wandb.run is not None:
         yield
         return
-    wandb.init(project=settings.get("wandb_project"), name=printable(name, None), config=dict(settings))
+    known: dict[str, Any] = {}
+    if name in _WANDB_IDS and not settings.get("fresh"):
+        known = {"id": _WANDB_IDS[name], "resume": "allow"}
+    run = wandb.init(project=settings.get("wandb_project"), name=printable(name, None), config=dict(settings), **known)
+    _WANDB_IDS[name] = run.id
     try:
         yield
     except BaseException:
@@ -254,7 +281,7 @@ def note_settings(name: str, settings: Mapping[str, Any], backbone: Mapping[str,
 
 
 def note_result(name: str, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
-    """Write the metrics of the test to TensorBoard, and to an open run of Weights & Biases."""
+    """Write the metrics of the test to TensorBoard, and to the open runs of the other trackers."""
     with SummaryWriter(str(TENSORBOARD / _plain_name(name))) as writer:
         for metric, value in metrics.items():
             writer.add_scalar(f"Test/{metric}", value, step)
@@ -262,6 +289,8 @@ def note_result(name: str, settings: Mapping[str, Any], metrics: Mapping[str, fl
     if settings.get("log_wandb") and wandb is not None and wandb.run is not None:
         for metric, value in metrics.items():
             wandb.run.summary[f"test/{metric}"] = value
+    if settings.get("log_mlflow"):
+        log_metrics(metrics, "test")
 
 
 def _plain_name(name: str) -> str:

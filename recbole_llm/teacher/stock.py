@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,8 +38,10 @@ from recbole_llm.files import reporting_full_disk
 from recbole_llm.lock import held
 from recbole_llm.results.describe import now, settings_of
 from recbole_llm.results.log import note_settings, run_log, tracked
+from recbole_llm.results.mlflow_tracker import Trackers
 from recbole_llm.results.run import forget, read_curve, write_curve
 from recbole_llm.teacher.item_embedding import CatalogueVectors, catalogue_vectors, identity_of, make_room, use_item_vectors
+from recbole_llm.teacher.resuming import ResumedTraining, read_state
 
 # Models whose state at position n sees items 1..n only, with one `gather_indexes` at the end of `forward`.
 CAUSAL_MODELS = ("SASRec", "GRU4Rec", "eSASRec", "ZESRec", "CTRL", "UniSRec")
@@ -133,6 +134,7 @@ class RecordedTraining:
 
     def __init__(self, config, model):
         super().__init__(config, model)
+        self.wandblogger = Trackers(self.wandblogger, config["log_mlflow"])
         self.curve: list[dict[str, Any]] = []
         self.phase: str | None = None
         self._bar: tqdm | None = None
@@ -274,6 +276,7 @@ def _train_or_load(
     # What a traditional model knows (counts, similarities) is no weight of it, and takes one pass to count again.
     keeps_weights = config["MODEL_TYPE"] != ModelType.TRADITIONAL
     if keeps_weights and checkpoint.exists(folder) and not config["fresh"]:
+        checkpoint.remove_resume_state(folder)  # of a process that was stopped at the very end
         record = _read_record(folder)
         checkpoint.check(record, folder, model=name, fingerprint=fingerprint)
         model.load_state_dict(checkpoint.read_weights(folder, config["device"]))
@@ -286,7 +289,7 @@ def _train_or_load(
             f"nothing: give the folder of the {name} that it belongs to as teacher_checkpoint."
         )
     resolved = settings_of(config)[0]
-    with run_log(name, folder.name), tracked(folder.name, resolved):
+    with run_log(name, folder.name, config["fresh"]), tracked(folder.name, resolved):
         note_settings(folder.name, resolved)
         getLogger().info(f"{name}: training it now ({training}); it will be kept in {folder}")
         stored = [] if vectors is None else vectors.stored_files
@@ -309,42 +312,55 @@ def _train(
     train_data, valid_data = loaders
     if hasattr(model, "make_ids"):  # a first stage of its own
         model.make_ids()
-    started, begun = time.perf_counter(), now()
+    identity = checkpoint.as_json({"model": name, "settings": settings, "fingerprint": fingerprint})
+    state = _state_to_go_on_from(config, folder, identity)
+    started, begun = time.perf_counter(), state["of_run"]["started"] if state else now()
     bases = (CandidateEvaluation, get_trainer(config["MODEL_TYPE"], name))
     if training == "causal":
         bases = (CausalTraining, *bases)
-    trainer_class = type(f"{name}BaselineTrainer", (RecordedTraining, *bases), {})
+    trainer_class = type(f"{name}BaselineTrainer", (ResumedTraining, RecordedTraining, *bases), {})
     trainer = trainer_class(config, model)
     if config["adam_betas"]:  # a key of models of this library alone
         for group in trainer.optimizer.param_groups:
             if "betas" in group:
                 group["betas"] = tuple(config["adam_betas"])
-    curve = []
+    curve: list[dict[str, Any]] = []
+    seconds = 0.0
     if is_pretraining(model):
         # S3Rec: RecBole leaves the fine-tuning to a second run with other settings, and writes copies for it on the way.
-        trainer.save_step = trainer.pretrain_epochs + 1
-        trainer.phase = "pretrain"
-        try:
-            trainer.pretrain(train_data, verbose=True, show_progress=config["show_progress"])
-        finally:
+        if state is None or state["phase"] == "pretrain":
+            trainer.save_step = trainer.pretrain_epochs + 1
+            trainer.phase = "pretrain"
+            trainer.keep_states(folder, identity, {"started": begun, "curve": [], "seconds": 0.0})
+            if state is not None:
+                trainer.go_on(state)
+            try:
+                with reporting_full_disk(folder):
+                    trainer.pretrain(train_data, verbose=True, show_progress=config["show_progress"])
+            finally:
+                trainer.close()
+            curve, state = trainer.curve, None
+            seconds = trainer.earlier_seconds + time.perf_counter() - started
+        else:
             trainer.close()
-        curve = trainer.curve
+            curve, seconds = state["of_run"]["curve"], state["of_run"]["seconds"]
         begin_finetuning(model)
+        started = time.perf_counter()
         trainer = trainer_class(config, model)
-    temporary = Path(f"{folder}.{os.getpid()}.pth")
-    trainer.saved_model_file = str(temporary)
+    trainer.keep_states(folder, identity, {"started": begun, "curve": curve, "seconds": seconds})
+    if state is not None:
+        trainer.go_on(state)
     try:
-        with reporting_full_disk(temporary):
+        with reporting_full_disk(folder):
             _, valid_result = trainer.fit(
                 train_data, valid_data, verbose=True, saved=True, show_progress=config["show_progress"]
             )
-        if temporary.exists():
-            model.load_state_dict(torch.load(temporary, map_location=config["device"], weights_only=False)["state_dict"])
+        if trainer.best_weights is not None:
+            model.load_state_dict(trainer.best_weights)
     finally:
-        temporary.unlink(missing_ok=True)
         trainer.close()
     curve = curve + trainer.curve
-    seconds = time.perf_counter() - started
+    seconds += trainer.earlier_seconds + time.perf_counter() - started
     record = {
         "kind": "stock",
         "model": name,
@@ -361,6 +377,7 @@ def _train(
     forget(folder)  # the result of other weights
     write_curve(folder, curve)
     checkpoint.write(folder, record, model.state_dict())
+    checkpoint.remove_resume_state(folder)
     return StockRun(model.eval(), config, splits, folder, seconds, record["valid_result"], curve=curve, started=begun)
 
 
@@ -370,6 +387,23 @@ def data_identity(config: Config, splits: dict[str, Any]) -> str:
     if not getattr(get_model(config["model"]), "reads_texts", False):
         return train.column_fingerprint
     return hashlib.sha256(f"{train.column_fingerprint} {train.text_fingerprint}".encode()).hexdigest()
+
+
+def _state_to_go_on_from(config: Config, folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The state of a training that was stopped, where the settings ask to go on with it."""
+    if config["resume"] and not config["fresh"]:
+        state = read_state(folder, identity)
+        if state is not None:
+            stage = f" of {state['phase']}" if state["phase"] else ""
+            getLogger().info(f"{config['model']}: going on after epoch {state['epoch']}{stage}")
+        return state
+    if checkpoint.has_resume_state(folder):
+        if not config["fresh"]:
+            getLogger().warning(
+                f"{folder} holds an unfinished training of these settings, which starts again; --resume=True goes on with it."
+            )
+        checkpoint.remove_resume_state(folder)
+    return None
 
 
 def training_data(config: Config, splits: dict[str, Any]) -> Any:

@@ -32,6 +32,7 @@ from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
 from recbole_llm.recommender.base import Recommender
 from recbole_llm.results.describe import now
 from recbole_llm.results.log import decimals
+from recbole_llm.results.mlflow_tracker import Trackers
 from recbole_llm.results.run import forget, write_curve
 from recbole_llm.trainer.checkpoint import (
     backbone_identities,
@@ -87,6 +88,7 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         self.complete_settings(config, model)
         self.settings = settings = select(TrainingSettings, config)
         super().__init__(config, model)
+        self.wandblogger = Trackers(self.wandblogger, config["log_mlflow"])
         # RecBole has made this int where both are whole; a fraction of an epoch is allowed here.
         self.eval_step = settings.eval_step
         self.saved_model_file = str(Path(self.checkpoint_dir) / f"{settings.model}-{settings.dataset}-{get_local_time()}")
