@@ -116,9 +116,9 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         return kind(parameters, betas=tuple(self.settings.adam_betas), fused=True, **options)
 
     def _learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """Linear warm-up, then a factor every so often or half a cosine; a function of the step alone.
+        """Linear warm-up, then a factor every so often, half a cosine or a line; a function of the step alone.
 
-        The cosine is at its top in the first step after the warm-up and at ``learning_rate_min`` in the last step.
+        Cosine and line are at their top in the first step after the warm-up and at ``learning_rate_min`` in the last step.
         """
         settings, total = self.settings, self.epochs * steps_per_epoch
         warmup = settings.warmup_steps
@@ -126,10 +126,11 @@ class LLMTrainer(CandidateEvaluation, Trainer):
             warmup = round(warmup * total)
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
-        if settings.learning_rate_schedule == "cosine":
+        if settings.learning_rate_schedule in ("cosine", "linear"):
             lowest = min(settings.learning_rate_min, self.learning_rate)
             done = (step - warmup) / max(1, total - 1 - warmup)
-            return lowest + (self.learning_rate - lowest) * (1 + math.cos(math.pi * done)) / 2
+            left = 1 - done if settings.learning_rate_schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+            return lowest + (self.learning_rate - lowest) * left
         period = settings.learning_rate_decay_every * steps_per_epoch
         return self.learning_rate * settings.learning_rate_decay ** int(step / period)
 
