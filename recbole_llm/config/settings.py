@@ -1,8 +1,8 @@
 """Settings: RecBole's Config with our YAML files below the user's, and every mistake named.
 
 Precedence, highest first: command line, ``config_dict``, config files, then our files (targets, backbone, preset, dataset,
-model, forms, llm, protocol, overall), then RecBole's own. A stock model sees our files, and is checked, only where ``protocol`` is
-set.
+model, forms, llm, protocol, overall), then RecBole's own. A stock model sees our files, and is checked, only where
+``protocol`` is set.
 Types, ranges and meanings of the keys come from the comments of the YAML files, see :mod:`recbole_llm.config.schema`.
 """
 

@@ -60,7 +60,7 @@ class ALLMRec(LLMRecommender):
     def __init__(self, config: Config, dataset: TextSequentialDataset) -> None:
         self.settings = select(ALLMRecSettings, config)
         if len(self.settings.alignment_weights) != len(WEIGHTS):
-            raise UserError("alignment_weights: give four numbers: matching, reconstruction of items, of texts, recommendation.")
+            raise UserError("alignment_weights: give four numbers, of matching, reconstructed items and texts, recommendation.")
         super().__init__(config, dataset)
         self.register_buffer("joint_vectors", self._align(dataset), persistent=False)
 

@@ -40,8 +40,9 @@ class LLaRA(LLMRecommender):
     """LLaRA: each title is followed by the teacher's vector of its item, projected into the LLM.
 
     Curriculum (section 3.4): at training progress p a batch shows the vectors with probability p, and otherwise a neutral
-    placeholder in their places (``curriculum: linear``); under ``sample`` each user's prompt is drawn for itself, with the prompts
-    of its candidates. ``curriculum_epochs`` reaches p = 1 earlier. LoRA matrices, the projector and the heads are trained.
+    placeholder in their places (``curriculum: linear``); under ``sample`` each user's prompt is drawn for itself, with the
+    prompts of its candidates. ``curriculum_epochs`` reaches p = 1 earlier. LoRA matrices, the projector and the heads are
+    trained.
 
     Attributes:
         hybrid: whether the present batch shows the vectors.

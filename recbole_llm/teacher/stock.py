@@ -142,8 +142,8 @@ def negatives_of(windows: Tensor, items: int, rng: np.random.Generator) -> Tenso
     """
     known = windows.cpu().numpy()
     drawn = rng.integers(1, items, (len(known), known.shape[1] - 1))
-    ordered = np.sort(known + items * np.arange(len(known))[:, None], axis=1).ravel()  # one list, each row in a range of its own
     offsets = items * np.arange(len(known))[:, None]
+    ordered = np.sort(known + offsets, axis=1).ravel()  # one list, each row in a range of its own
     for _ in range(20):
         wanted = drawn + offsets
         place = np.searchsorted(ordered, wanted).clip(max=len(ordered) - 1)

@@ -17,14 +17,15 @@ from recbole_llm.teacher.teacher import teacher_config
 
 PROPERTIES = registry.properties_folder()
 
-# LLM-SRec, appendix E: one recipe for all models of its tables ("All models are optimized using Adam with a learning rate 0.0001",
-# batch 20, 16 on Electronics, at most 10 epochs, validation at every 10%, patience 10, d' = 128), and what its code adds.
+# LLM-SRec, appendix E: one recipe for all models of its tables (Adam at 1e-4, batch 20, 16 on Electronics, at most 10 epochs,
+# validation at each tenth, patience 10, d' = 128), and what its code adds.
 GROUP = {
     "learner": "adam", "adam_betas": [0.9, 0.98], "learning_rate": 1e-4, "learning_rate_schedule": "step",
-    "learning_rate_decay": 0.95, "learning_rate_decay_every": 0.1, "train_batch_size": 20, "accumulation_steps": 1, "epochs": 10,
-    "eval_step": 0.1, "stopping_step": 10, "representation_size": 128, "head_hidden_size": 2048, "train_negatives": 3,
-    "train_targets": "last", "history_length": 10, "max_prompt_tokens": 1024, "valid_users": 10000, "valid_items": None,
-    "protocol": "retrieval", "valid_metric": "Hit@10",
+    "learning_rate_decay": 0.95, "learning_rate_decay_every": 0.1, "train_batch_size": 20, "accumulation_steps": 1,
+    "epochs": 10, "eval_step": 0.1, "stopping_step": 10, "representation_size": 128, "head_hidden_size": 2048,
+    "train_negatives": 3,
+    "train_targets": "last", "history_length": 10, "max_prompt_tokens": 1024, "valid_users": 10000,
+    "valid_items": None, "protocol": "retrieval", "valid_metric": "Hit@10",
 }  # fmt: skip
 LORA = {"tuning": "lora", "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "lora_target_modules": ["q_proj", "v_proj"]}
 BASELINE = {**GROUP, "out_tokens": 3, "prompt_goal": " to recommend one next item for this user,", "recommend_by": "retrieval"}
@@ -96,7 +97,8 @@ SOURCED = {
     ("ST2SI", "paper"): {
         "protocol": "full", "tuning": "full", "history_length": 50, "max_attribute_tokens": 32, "max_prompt_tokens": 1024,
         "learner": "adamw", "train_batch_size": 32, "accumulation_steps": 4, "epochs": 30, "stopping_step": 5,
-        "warmup_steps": 100, "weight_decay": 0.0, "id_alignment": True, "queries": "all",
+        "warmup_steps": 100, "weight_decay": 0.0, "id_alignment": True, "queries": "all", "query_text": ".",
+        "attribute_names": True, "learning_rate_schedule": "cosine", "learning_rate_min": 0.0,
     },
 }  # fmt: skip
 
