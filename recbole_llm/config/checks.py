@@ -88,6 +88,11 @@ def validate(config: Any) -> None:
     _check_training(config, settings, model, model_class)
     _check_teacher(config, settings)
     _check_trust(config, settings)
+    if isinstance(settings.get("valid_users"), str) and settings["valid_users"] != "auto":
+        raise UserError(
+            f"valid_users must be a whole number > 0, auto or None, not {settings['valid_users']!r} "
+            f"({origin_of(config, 'valid_users')})."
+        )
 
 
 def _isolated(config: Any) -> bool:

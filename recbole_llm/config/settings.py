@@ -32,6 +32,8 @@ from recbole_llm.config.schema import (
 )
 from recbole_llm.errors import UserError
 
+VALID_USERS = {True: 2000, False: 150}  # of valid_users: auto, by whether there is a GPU
+
 # --- our files under RecBole's --------------------------------------------------------------------------------------
 
 
@@ -153,6 +155,8 @@ def finish(config: Any) -> None:
     if not final.get("use_gpu", True):
         final["device"] = torch.device("cpu")
     final["use_gpu"] = torch.device(final["device"]).type != "cpu"
+    if final.get("valid_users") == "auto":
+        final["valid_users"] = VALID_USERS[final["use_gpu"]]
 
 
 # --- a Config in isolation ------------------------------------------------------------------------------------------

@@ -24,6 +24,20 @@ def user_sequences(train) -> list[np.ndarray]:
     ]
 
 
+def training_items(dataset: Any) -> list[np.ndarray]:
+    """By internal user id, the sorted distinct items of the user's training; none of a user without training rows.
+
+    Args:
+        dataset: a split of a ``TextSequentialDataset``.
+    """
+    train = dataset.splits["train"]
+    found = [np.zeros(0, dtype=np.int64)] * train.user_num
+    users = np.unique(train.inter_feat[train.uid_field].numpy())
+    for user, sequence in zip(users.tolist(), user_sequences(train), strict=True):
+        found[user] = np.unique(sequence)
+    return found
+
+
 def single_interactions(train: Any) -> Any:
     """The interactions of a training split, each once and without its history, as a plain RecBole ``Dataset``.
 

@@ -29,6 +29,7 @@ from recbole_llm.config.settings import select
 from recbole_llm.data.windows import TrainingWindows
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
+from recbole_llm.evaluation.protocols import EvaluationSettings
 from recbole_llm.recommender.base import Recommender
 from recbole_llm.results.describe import now
 from recbole_llm.results.log import decimals
@@ -161,6 +162,8 @@ class LLMTrainer(CandidateEvaluation, Trainer):
                 + (f", continuing after step {self.step}" if self.step else "")
             )
 
+        if verbose and validate_every:
+            self._tell_sample(valid_data)
         if not self.model.trained_parameters():
             self._save_best(folder)
             self._finish(folder)
@@ -217,6 +220,15 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         if self.best_valid_result is not None:
             self._add_hparam_to_tensorboard(self.best_valid_score)
         return self.best_valid_score, self.best_valid_result
+
+    def _tell_sample(self, valid_data) -> None:
+        """How well the validations know what they choose by: of n users a share has a standard error up to .5 / sqrt(n)."""
+        users = len(valid_data._dataset.inter_feat[valid_data._dataset.uid_field].unique())
+        taken = min(users, EvaluationSettings.of_config(self.config).valid_users or users)
+        self.logger.info(
+            f"Validations take {taken} of {users} users: the standard error of a hit rate there is up to "
+            f"{0.5 / math.sqrt(taken):.3f}" + ("; valid_users takes more" if taken < users else "")
+        )
 
     def _train_step(self, train_data, interaction, steps_per_epoch: int, accumulation: int) -> np.ndarray:
         """One batch forward and backward, and the optimizer's step where enough batches have come together."""

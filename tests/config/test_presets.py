@@ -70,7 +70,7 @@ SOURCED = {
         "lora_dropout": 0.1, "lora_target_modules": "all-linear", "train_batch_size": 8, "accumulation_steps": 16, "epochs": 5,
         "learning_rate": 8e-4, "learning_rate_schedule": "cosine", "learning_rate_min": 8e-6, "warmup_steps": 0.05,
         "train_candidates": 20, "projector": "perceptron", "curriculum": "linear", "curriculum_epochs": None, "eval_step": 1.0,
-        "decode": "greedy",
+        "decode": "greedy", "answer_match": "substring", "title_quotes": False,
     },
     # zyang1580/CoLLM: train_configs/collm_pretrain_sasrec_ood_cc.yaml.
     ("CoLLM", "own"): {
@@ -91,7 +91,7 @@ SOURCED = {
     ("RSLLM", "paper"): {
         "recommend_by": "generation", "protocol": "generation", "learner": "adam", "learning_rate": 1e-5, "warmup_steps": 0.1,
         "weight_decay": 1e-3, "train_batch_size": 256, "epochs": 3, "gamma": 0.3, "beta": 0.4, "temperature": 0.5,
-        "embedding_size": 64, "train_candidates": 20,
+        "embedding_size": 64, "train_candidates": 20, "title_quotes": False,
     },
     # ST2SI, appendix A.3; zhaijianyang/ST2SI: log/Arts.log.
     ("ST2SI", "paper"): {

@@ -32,7 +32,14 @@ from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
 from recbole_llm.evaluation.candidates import CandidateSampler, draw_candidates
 from recbole_llm.evaluation.evaluate import evaluate_ranking, sample_rows
 from recbole_llm.evaluation.protocols import EvaluationSettings, evaluation_mode
-from recbole_llm.evaluation.ranking import metrics_from_ranks, per_user, rank_in_catalogue, rank_of_target, split_metric
+from recbole_llm.evaluation.ranking import (
+    is_per_user,
+    metrics_from_ranks,
+    per_user,
+    rank_in_catalogue,
+    rank_of_target,
+    split_metric,
+)
 from recbole_llm.evaluation.significance import auc_test, paired_test
 from recbole_llm.evaluation.stock_scores import stock_scores
 from recbole_llm.loss.softmax import target_counts

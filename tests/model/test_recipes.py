@@ -1,15 +1,19 @@
 """What the published recipes need of the models: keys that their defaults leave alone."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from recbole.utils import get_trainer
 from torch import nn
 from torch.nn import functional
 
+from recbole_llm.config.settings import VALID_USERS
 from recbole_llm.errors import UserError
 from recbole_llm.loss.binary import binary_loss
+from recbole_llm.loss.sequence_anchor import bounded_anchor
 from recbole_llm.teacher.stock import BinaryTraining, negatives_of
 
 LORA = {"tuning": "lora", "lora_dropout": 0.0}
@@ -156,3 +160,74 @@ def test_a_teacher_by_binary_cross_entropy_learns(make_model, monkeypatch):
     assert models[0].teacher.length == 128
     _, other, _ = make_model("LLMSRec", teacher_settings={**tiny, "teacher_training": "causal"})
     assert other.teacher_run.folder != models[0].teacher_run.folder
+
+
+# LLM-STAR's open choices
+
+
+def test_a_bounded_anchor_is_no_longer_than_its_user():
+    positive, user = torch.tensor([[3.0, 4.0], [0.3, 0.4]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]], requires_grad=True)
+    bounded = bounded_anchor(positive, user)
+    torch.testing.assert_close(bounded, torch.tensor([[0.6, 0.8], [0.3, 0.4]]))
+    assert not bounded.requires_grad, "the user's length is a constant"
+
+
+def test_confidence_over_its_mean_keeps_the_strength_of_the_loss(make_model):
+    losses = {}
+    for name, settings in {"plain": {}, "mean": {"confidence_scale": "mean"}, "none": {"confidence": "none"}}.items():
+        _, model, _ = make_model("LLMSTAR", **settings)
+        model.seed_step(0)
+        losses[name] = model.calculate_loss(rows_of(model._dataset, 20))[1].item()
+    assert losses["plain"] < 0.9 * losses["mean"] and losses["mean"] == pytest.approx(losses["none"], rel=0.15)
+    _, model, _ = make_model("LLMSTAR", similarity="dot", anchor_norm="bounded", windows_shuffled=None)
+    assert torch.isfinite(sum(model.calculate_loss(rows_of(model._dataset, 20))))
+
+
+# Negatives, the user's vector, validations
+
+
+def test_training_negatives_may_be_what_the_user_takes_later(make_model):
+    for kind in ("training", "all"):
+        _, model, splits = make_model("LLMSRec", negatives_leave_out=kind, train_negatives=5)
+        later: dict = {}
+        for phase in ("valid", "test"):
+            rows = splits[phase].inter_feat
+            for user, item in zip(rows["user_id"].tolist(), rows["item_id"].tolist(), strict=True):
+                later.setdefault(user, set()).add(item)
+        train = dict(zip(model._dataset.inter_feat["user_id"].tolist(), model._dataset.inter_feat["item_id_list"], strict=True))
+        found = False
+        for step in range(20):
+            model.seed_step(step)
+            rows = model._dataset.inter_feat
+            for user, drawn in zip(rows["user_id"].tolist(), model.training_candidates(rows)[:, 1:], strict=True):
+                known = set(train[user].tolist())
+                assert not known & set(drawn.tolist()), "never an item of the training"
+                found |= bool((later[user] - known) & set(drawn.tolist()))
+        assert found is (kind == "training")
+
+
+def test_llmsrec_may_show_the_users_representation(make_model):
+    _, plain, splits = make_model("LLMSRec")
+    _, model, _ = make_model("LLMSRec", user_vector=True)
+    rows = rows_of(splits["test"], 2)
+    texts = []
+    for one in (plain, model):
+        batch = one.prompts.user_prompts(one.histories(rows))
+        tokens = batch.tokens[: batch.offsets[1]]
+        texts.append(one.backbone.tokenizer.decode([token for token in tokens.tolist() if token >= 0]))
+        assert (tokens == -3).sum() == (one is model)
+    assert texts[0].endswith(". Based on this sequence of purchases, generate user representation token:")
+    assert texts[1].startswith("<s>This is user representation from recommendation models:, and this user has made")
+    assert texts[1].endswith("sequence of purchases and user representation, generate user representation token:")
+    assert len(model.calculate_loss(rows_of(model._dataset, 3))) == 3
+    assert "user_projection.0.weight" in model.trained_parameters()
+
+
+def test_validations_take_more_users_where_there_is_a_gpu_and_say_how_well_they_know(make_model, caplog):
+    assert VALID_USERS == {True: 2000, False: 150}
+    config, model, splits = make_model("TALLRec", valid_users="auto", epochs=1, tuning="lora")
+    assert config["valid_users"] == 150
+    trainer = get_trainer(config["MODEL_TYPE"], "TALLRec")(config, model)
+    with caplog.at_level("INFO"):
+        trainer._tell_sample(SimpleNamespace(_dataset=splits["valid"]))
+    assert "Validations take 60 of 60 users: the standard error of a hit rate there is up to 0.065" in caplog.text
