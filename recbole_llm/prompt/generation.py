@@ -131,13 +131,13 @@ class TitlePrompts:
         column = np.arange(most)
         items = np.take_along_axis(history, np.clip((lengths - count)[:, None] + column, 0, history.shape[1] - 1), axis=1)
         parts = np.array(self._parts)[np.zeros(rows, dtype=np.int64) if template is None else template]
+        details = self._details(history, times, lengths, count, column)
         size = self.table.lengths
         marks = [self._open, self._close] if self.settings.titles else []
         around = size[[*marks, self._slot, self._joint]].sum()
         fixed = size[self._prefix] + size[parts].sum(axis=1) + (size[self._shown[candidates]] + around).sum(axis=1)
-        answer = size[self._title[candidates]].max(axis=1) + size[[self._open, self._close]].sum() + around + 1
+        answer = size[self._title[candidates]].max(axis=1) + size[[self._open, self._close, self._slot, self._joint]].sum() + 1
         room = np.minimum(self.settings.max_prompt_tokens, self.settings.context_length - answer) - fixed
-        details = self._details(history, times, lengths, count, column)
         entry = size[self._shown[items]] + around + size[details].sum(axis=2)
         kept = latest_that_fit(entry, column < count[:, None], room)
         if (fixed + (entry * kept).sum(axis=1) + answer > self.settings.context_length).any():
