@@ -35,12 +35,35 @@ def register() -> None:
     redirect(recbole.data.utils.create_samplers, _create_samplers)
     redirect(quick_start.load_data_and_model, _load_data_and_model)
     redirect(recbole.utils.logger.init_logger, _init_logger)
+    _know_metrics()
     _offer(recbole.data.dataset, "Dataset", "dataset")
     _offer(recbole.trainer, "Trainer", "trainer")
     _wrap_method(Config, "_load_internal_config_dict", _load_internal_config_dict)
     _wrap_method(Config, "__init__", _init_config)
     for name in ENTRY_POINTS:
         _adopt(getattr(quick_start, name))
+
+
+def _know_metrics() -> None:
+    """Add the metric without a cut-off, ``MRR@all``, to RecBole's."""
+    from recbole.evaluator import register as known
+    from recbole.evaluator.base_metric import AbstractMetric
+    from recbole.utils import EvaluatorType
+
+    class MRRAll(AbstractMetric):
+        """Mean reciprocal rank over all candidates, in RecBole's own runner; equal scores share their mean rank."""
+
+        metric_type = EvaluatorType.RANKING
+        metric_need = ["rec.meanrank"]
+
+        def calculate_metric(self, dataobject):
+            ranks = dataobject.get("rec.meanrank").double()
+            return {"mrr@all": round(float((ranks[:, 2] / ranks[:, 0]).mean()), self.decimal_place)}
+
+    if "mrr@all" not in known.metrics_dict:
+        known.metrics_dict["mrr@all"] = MRRAll
+        known.metric_types["mrr@all"] = MRRAll.metric_type
+        known.metric_information["mrr@all"] = MRRAll.metric_need
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from recbole_llm.backbone.text import encode_text
 from recbole_llm.config.schema import known_keys
 from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
+from recbole_llm.data.sequences import training_items
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError, first_line
 from recbole_llm.evaluation.candidates import check_pools
@@ -221,7 +222,7 @@ def check_negatives(config: Config, train: TextSequentialDataset) -> None:
                 f"lower."
             )
         return
-    counts = train.user_items.lengths
+    counts = (train.user_items if config["negatives_leave_out"] == "all" else training_items(train)).lengths
     user = int(counts.argmax())
     free = train.item_num - 1 - int(counts[user])
     if free < others:
@@ -249,6 +250,7 @@ def check_prompts(config: Config, train: TextSequentialDataset, once: Once) -> N
     if form is None or getattr(form, "build_prompts", None) is not RetrievalForm.build_prompts:
         return
     shown = {name: getattr(model_class, name) for name in ("has_item_vectors", "has_user_vector", "has_marker")}
+    shown["has_user_vector"] = shown["has_user_vector"] or bool(config["user_vector"])
 
     def encode(texts: list[str]) -> list[list[int]]:
         return once((llm, tuple(texts)), encode_text, text_side.tokenizer, texts)

@@ -23,6 +23,7 @@ from recbole.utils import ModelType, get_model, get_trainer, init_seed
 from recbole_llm import checkpoint, preflight
 from recbole_llm.backbone.load import fetch_backbone
 from recbole_llm.config.identity import deciding_settings, own_training_keys
+from recbole_llm.config.presets import preset_named, preset_settings
 from recbole_llm.config.protocols import protocol_names, under_protocols, without_list
 from recbole_llm.config.schema import known_keys, load_yaml, read_schema
 from recbole_llm.config.settings import make_config, model_of, settings_for
@@ -186,6 +187,10 @@ def configure(
     of_teacher = together.get("teacher_settings")
     if name in teachers.values() and isinstance(of_teacher, dict):  # as the teacher of the others, so that it is trained once
         given = {**of_teacher, **given}
+    if name in teachers.values():
+        recipes = {_preset_of(label, together).get("teacher_preset") for label in ours if teachers[label] == name}
+        if len(recipes) == 1 and "teacher_preset" not in together:
+            from_files["teacher_preset"] = recipes.pop()
     config = make_config(model_of(name), dataset, config_dict=from_files, command_line=given)
     if config["MODEL_TYPE"] not in (ModelType.SEQUENTIAL, ModelType.GENERAL, ModelType.TRADITIONAL):
         raise UserError(
@@ -208,16 +213,27 @@ def _teacher_of(label: str, settings: Mapping[str, Any]) -> str:
     return str(next((settings[key] for key in keys if settings.get(key)), "SASRec"))
 
 
+def _preset_of(label: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the recipe that a comparison names for one of our models, or for a variant."""
+    model = model_of(label)
+    return preset_settings(model, preset_named(settings, label, model), None)
+
+
 def default_protocol(ours: Sequence[str], settings: Mapping[str, Any]) -> str:
     """The protocol of a comparison that names none: that of the form in which models are asked, or of the first of our models
     which has one of its own."""
+    schema, own = read_schema(), []
     for label in ours:
-        form = getattr(get_model(model_of(label)), "forms", {}).get(str(settings.get("recommend_by")))
+        model = model_of(label)
+        preset = _preset_of(label, settings)
+        asked = settings.get("recommend_by", preset.get("recommend_by"))
+        form = getattr(get_model(model), "forms", {}).get(str(asked))
         if form is not None and form.protocol is not None:
             return form.protocol
-    schema = read_schema()
-    keys = (schema[f"model/{model_of(label)}"].get("protocol") for label in ours)
-    return next((key.default for key in keys if key is not None), "retrieval")
+        usual = {key: said.default for key, said in schema[f"model/{model}"].items()} | preset
+        if "protocol" in usual and asked in (None, usual.get("recommend_by", asked)):
+            own.append(usual["protocol"])
+    return own[0] if own else "retrieval"
 
 
 def start_logging(config: Config, models: Sequence[str], further: Sequence[str] = ()) -> None:

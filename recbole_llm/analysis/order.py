@@ -36,7 +36,7 @@ from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError, unknown_value
 from recbole_llm.evaluation.evaluate import RankingResult, evaluate_ranking
 from recbole_llm.evaluation.intervals import DRAWS, compare
-from recbole_llm.evaluation.ranking import is_per_user, per_user, split_metric
+from recbole_llm.evaluation.ranking import ALL, is_per_user, per_user, split_metric
 
 ORIGINAL = "original"
 
@@ -180,7 +180,7 @@ def _condition(name: str, original: Ranked, others: Sequence[Ranked], settings: 
             raise ValueError(f"{name}: the users, targets or candidates are not those of the original")
     base = _values(original)
     means = {metric: np.mean([_values(other)[metric] for other in others], axis=0) for metric in base}
-    cutoffs = sorted({split_metric(metric)[1] for metric in base})
+    cutoffs = sorted({split_metric(metric)[1] for metric in base if not metric.endswith(ALL)})
     lists = {
         f"jaccard@{k}": np.mean([jaccard(original.top[:, :k], other.top[:, :k]) for other in others], axis=0) for k in cutoffs
     }
@@ -330,7 +330,7 @@ def format_results(results: Sequence[dict[str, Any]], metrics: Sequence[str] | N
                         percent(found["change"]),
                         f"[{percent(interval[0])}, {percent(interval[1])}]" if interval else "-",
                         p_value(found["p_value"]),
-                        decimal(condition["jaccard"][f"jaccard@{split_metric(metric)[1]}"], 2),
+                        "-" if metric.endswith(ALL) else decimal(condition["jaccard"][f"jaccard@{split_metric(metric)[1]}"], 2),
                     ]
                 )
     if not lines:

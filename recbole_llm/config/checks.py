@@ -90,6 +90,11 @@ def validate(config: Any) -> None:
     _check_teacher(config, settings)
     _check_trust(config, settings)
     _check_item_vectors(config, settings)
+    if isinstance(settings.get("valid_users"), str) and settings["valid_users"] != "auto":
+        raise UserError(
+            f"valid_users must be a whole number > 0, auto or None, not {settings['valid_users']!r} "
+            f"({origin_of(config, 'valid_users')})."
+        )
 
 
 def _isolated(config: Any) -> bool:
@@ -331,6 +336,8 @@ def _check_evaluation(config: Any, settings: Mapping) -> None:
     if not cuts and not values:
         raise UserError(f"topk must name at least one cut-off, e.g. [10] ({origin_of(config, 'topk')}).")
     name, _, cut = str(settings["valid_metric"]).partition("@")
+    if str(settings["valid_metric"]).lower() == "mrr@all":
+        name, cut = "mrr@all", str(cuts[0])
     measured = [metric.lower() for metric in names]
     without_cut = values or name.lower() == "gauc"
     if name.lower() not in measured or (not without_cut and cut not in map(str, cuts)):

@@ -89,6 +89,8 @@ def settings_for_pretraining(config: Config) -> dict[str, Any]:
 
     def carried(name: str) -> bool:
         mark = known[name].mark if name in known else ""
+        if name == "preset":
+            return True
         return name not in ("model", "dataset") and mark != "training" and (mark != "output" or name in of_recbole)
 
     return {name: value for name, value in config.external_config_dict.items() if carried(name)}

@@ -1,7 +1,7 @@
 """Settings: RecBole's Config with our YAML files below the user's, and every mistake named.
 
-Precedence, highest first: command line, ``config_dict``, config files, then our files (targets, backbone, dataset, model,
-forms, llm or stock, protocol, overall), then RecBole's own. A stock model sees our files, and is checked, only where
+Precedence, highest first: command line, ``config_dict``, config files, then our files (targets, backbone, preset, dataset,
+model, forms, llm or stock, protocol, overall), then RecBole's own. A stock model sees our files, and is checked, only where
 ``protocol`` is set.
 Types, ranges and meanings of the keys come from the comments of the YAML files, see :mod:`recbole_llm.config.schema`.
 """
@@ -20,6 +20,7 @@ import yaml
 
 from recbole_llm import registry
 from recbole_llm.config.checks import did_you_mean, draws_negatives, origin_of, validate
+from recbole_llm.config.presets import preset_settings, presets_of
 from recbole_llm.config.schema import (
     SettingsLoader,
     is_file_name,
@@ -30,6 +31,8 @@ from recbole_llm.config.schema import (
     shared_schema,
 )
 from recbole_llm.errors import UserError
+
+VALID_USERS = {True: 2000, False: 150}  # of valid_users: auto, by whether there is a GPU
 
 # --- our files under RecBole's --------------------------------------------------------------------------------------
 
@@ -67,9 +70,14 @@ def load_internal(config: Any, model: str, model_class: type, dataset: str) -> N
     for file in settings_files(model) if ours else ():
         of_model.update(load_yaml(file))
     of_model.pop("forms", None)
+    of_preset = preset_settings(model, external.get("preset"), dataset, origin_of(config, "preset")) if ours else {}
+    usual = {**of_model, **of_preset}.get("recommend_by")
+    if usual is not None and external.get("recommend_by", usual) != usual:
+        for values in (of_model, of_preset):
+            values.pop("protocol", None)  # of the form in which it is not asked
     if "protocol" in external:
         external["protocol"] = lone(external["protocol"])
-    protocol = external.get("protocol", of_model.get("protocol", overall["protocol"]))
+    protocol = external.get("protocol", {**overall, **of_model, **of_preset}["protocol"])
     protocols = sorted(path.stem for path in (root / "protocol").glob("*.yaml"))
     if protocol not in protocols:
         raise UserError(
@@ -82,7 +90,7 @@ def load_internal(config: Any, model: str, model_class: type, dataset: str) -> N
         schema = shared_schema()
         for_llm = schema["llm"].keys() - schema["overall"].keys() - internal.keys()
         of_dataset = {key: value for key, value in of_dataset.items() if key not in for_llm}
-    for values in (overall, load_yaml(root / "protocol" / f"{protocol}.yaml"), of_stock, of_model, of_dataset):
+    for values in (overall, load_yaml(root / "protocol" / f"{protocol}.yaml"), of_stock, of_model, of_dataset, of_preset):
         internal.update(copy.deepcopy(values))
     _limit_candidates(internal, external.get("most_candidates", internal["most_candidates"]))
     if ours:
@@ -91,7 +99,13 @@ def load_internal(config: Any, model: str, model_class: type, dataset: str) -> N
         targets = external.get("train_targets", internal.get("train_targets"))
         internal.update(copy.deepcopy(_optional(root, "targets", targets)))
     else:
+        of_preset = _of_teacher_preset(config, model)
+        internal.update(of_preset)
         _fit_to_stock_model(internal, external, model_class, recbole_negatives)
+
+    given = external.get("teacher_settings")
+    if isinstance(given, dict) and of_preset.get("teacher_settings"):  # what is said of the teacher does not take the rest back
+        external["teacher_settings"] = {**of_preset["teacher_settings"], **given}
 
     # RecBole replaces a mapping as a whole: `eval_args: {mode: full}` would also reset split and order.
     if isinstance(external.get("eval_args"), dict):
@@ -105,6 +119,12 @@ def load_internal(config: Any, model: str, model_class: type, dataset: str) -> N
 def _optional(root: Path, kind: str, name: Any) -> dict[str, Any]:
     path = root / kind / f"{name}.yaml"
     return load_yaml(path) if is_file_name(name) and path.is_file() else {}
+
+
+def _of_teacher_preset(config: Any, model: str) -> dict[str, Any]:
+    """The recipe that ``teacher_preset`` names, for a stock model that has one of that name."""
+    name = config.external_config_dict.get("teacher_preset")
+    return preset_settings(model, name, None) if name in presets_of(model) else {}
 
 
 def _beside_data(config: Any, dataset: Any) -> dict[str, Any]:
@@ -146,6 +166,8 @@ def finish(config: Any) -> None:
     if not final.get("use_gpu", True):
         final["device"] = torch.device("cpu")
     final["use_gpu"] = torch.device(final["device"]).type != "cpu"
+    if final.get("valid_users") == "auto":
+        final["valid_users"] = VALID_USERS[final["use_gpu"]]
 
 
 # --- a Config in isolation ------------------------------------------------------------------------------------------

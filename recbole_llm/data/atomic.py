@@ -240,6 +240,7 @@ def read_item_attributes(
     text_fields: Sequence[str],
     separator: str = "\t",
     encoding: str = "utf-8",
+    key: str = "item_text",
 ) -> dict[str, tuple[str, ...]]:
     """Return item token -> the texts of its ``text_fields`` in an ``.item`` file, cleaned, those that are empty left out.
 
@@ -254,7 +255,7 @@ def read_item_attributes(
         present = [field for field in types if field != id_field]
         raise UserError(
             f"{path} has no field {absent[0]!r} to take the items' text from, only {', '.join(present) or 'ids'}: "
-            "set the key item_text to fields that it has"
+            f"set the key {key} to fields that it has"
         )
     table = read_table(path, {id_field, *text_fields}, separator, encoding)
     tokens = table.columns[id_field]

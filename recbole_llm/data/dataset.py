@@ -461,6 +461,19 @@ class TextSequentialDataset(SequentialDataset):
             attributes[index] = (tokens[index],)
         return attributes
 
+    def attributes_of(self, fields: list[str]) -> list[tuple[str, ...]]:
+        """The texts of other fields of the ``.item`` file by internal id, as ``item_attributes``; ``()`` where all are empty.
+
+        Raises:
+            UserError: a field that the file does not have.
+        """
+        settings = self._settings
+        found = atomic.read_item_attributes(
+            self.item_file, self.iid_field, fields, settings.field_separator, settings.encoding, "sentence_text"
+        )
+        tokens = self.field2id_token[self.iid_field].tolist()
+        return [(), *(found.get(token, ()) for token in tokens[1:])]
+
     def _collect_user_items(self) -> Ragged:
         users = self.inter_feat[self.uid_field].to_numpy().astype(np.int64)
         items = self.inter_feat[self.iid_field].to_numpy().astype(np.int64)

@@ -70,6 +70,31 @@ def shuffle_window(items: np.ndarray, shortest: int, longest: int, rng: np.rando
     return None
 
 
+def shuffle_windows(
+    items: np.ndarray, shortest: int, longest: int, count: int | None, rng: np.random.Generator
+) -> np.ndarray | None:
+    """Window shuffle over several windows: the sequence is cut into consecutive windows of drawn lengths, and the items inside
+    ``count`` of them (None: all) are permuted.
+
+    Args:
+        items: item ids int64 ``[n]``.
+        shortest, longest: range of the windows' lengths, both included; the last window is what is left.
+        count: how many windows change, as far as there are so many that can.
+        rng: source of randomness.
+    """
+    bounds = [0]
+    while bounds[-1] < len(items):
+        bounds.append(min(len(items), bounds[-1] + int(rng.integers(shortest, max(shortest, longest) + 1))))
+    shuffled, changed = items, 0
+    for place in rng.permutation(len(bounds) - 1).tolist():
+        if count is not None and changed == count:
+            break
+        part = _shuffle_within(shuffled, bounds[place], bounds[place + 1], rng)
+        if part is not None:
+            shuffled, changed = part, changed + 1
+    return shuffled if changed else shuffle_window(items, shortest, longest, rng)
+
+
 def shuffle_last(items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray | None:
     """Last-N shuffle: the last ``count`` items, those that say most about the next one, are permuted.
 
@@ -91,6 +116,7 @@ def draw_negatives(
     last: int = 1,
     window_shortest: int = 2,
     window_longest: int = 5,
+    windows_shuffled: int | None = 1,
     last_items: int = 3,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw the negatives of each history of a batch.
@@ -101,15 +127,21 @@ def draw_negatives(
         rng: source of randomness.
         whole, window, last: how many negatives of each kind a history gets.
         window_shortest, window_longest: range of the window's length in items.
+        windows_shuffled: how many windows a negative of that kind changes, see :func:`shuffle_windows`; 1: one anywhere.
         last_items: N of the last-N shuffle.
 
     Returns:
         perturbed item ids int64 ``[P, L]`` and the history each belongs to, int64 ``[P]``. A history gives fewer than
         ``whole + window + last`` where it is too short or constant.
     """
+    def windows(row: np.ndarray) -> np.ndarray | None:
+        if windows_shuffled == 1:
+            return shuffle_window(row, window_shortest, window_longest, rng)
+        return shuffle_windows(row, window_shortest, window_longest, windows_shuffled, rng)
+
     kinds = (
         [lambda row: shuffle_all(row, rng)] * whole
-        + [lambda row: shuffle_window(row, window_shortest, window_longest, rng)] * window
+        + [windows] * window
         + [lambda row: shuffle_last(row, last_items, rng)] * last
     )
     perturbed, parents = [], []

@@ -70,6 +70,19 @@ def first_items(split: Any, rows: np.ndarray, rows_at_once: int = 1 << 15) -> np
     return np.concatenate([np.empty(0, np.int64), *found])
 
 
+def training_items(dataset: Any) -> Ragged:
+    """By internal user id, the sorted distinct items of the user's training; none of a user without training rows.
+
+    Args:
+        dataset: a split of a ``TextSequentialDataset``.
+    """
+    train = dataset.splits["train"]
+    sequences = user_sequences(train)
+    users = np.repeat(np.unique(train.inter_feat[train.uid_field].numpy()), sequences.lengths).astype(np.int64)
+    users, items = np.divmod(np.unique(users * train.item_num + sequences.values), train.item_num)
+    return Ragged(items, np.searchsorted(users, np.arange(train.user_num + 1)))
+
+
 def single_interactions(train: Any) -> Any:
     """The interactions of a training split, each once and without its history, as a plain RecBole ``Dataset``.
 

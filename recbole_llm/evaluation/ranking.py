@@ -15,6 +15,8 @@ from recbole_llm.evaluation.randomness import CHUNK_ELEMENTS, row_key, uniform
 
 logger = logging.getLogger(__name__)
 
+ALL = "@all"  # ends the name of a metric without a cut-off, ``MRR@all``
+
 # With one target per row each of RecBole's top-k metrics is a function of the target's rank r, and 0 beyond k:
 # the ideal DCG is 1, average precision is the precision at the target's place, and recall is a hit.
 METRICS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
@@ -25,6 +27,8 @@ METRICS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "precision": lambda ranks, k: np.full(ranks.shape, 1.0 / k),
     "map": lambda ranks, k: 1.0 / ranks,
 }
+WITHOUT_CUT = "mrr" + ALL
+_NO_CUT = 2**62
 
 
 
@@ -170,6 +174,10 @@ def metrics_from_ranks(
         raise ValueError("metrics need at least one row")
     values = {}
     for metric in metrics:
+        if metric.lower() == WITHOUT_CUT:
+            mean = float(per_user(ranks, "mrr", _NO_CUT).mean())
+            values[WITHOUT_CUT] = mean if decimals is None else round(mean, decimals)
+            continue
         for k in topk:
             mean = float(per_user(ranks, metric, k).mean())
             values[f"{metric.lower()}@{k}"] = mean if decimals is None else round(mean, decimals)
@@ -177,12 +185,14 @@ def metrics_from_ranks(
 
 
 def split_metric(name: str) -> tuple[str, int]:
-    """Split ``NDCG@10`` into ``("ndcg", 10)``.
+    """Split ``NDCG@10`` into ``("ndcg", 10)``; ``MRR@all`` has a cut-off beyond every rank.
 
     Raises:
         UserError: a name without a cut-off.
     """
     metric, _, k = name.partition("@")
+    if name.lower() == WITHOUT_CUT:
+        return metric.lower(), _NO_CUT
     if not k.isascii() or not k.isdigit():
         raise UserError(f"'{name}' is not a metric with a cut-off; write it as ndcg@10.")
     return metric.lower(), int(k)

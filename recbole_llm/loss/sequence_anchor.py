@@ -62,6 +62,20 @@ def sequence_anchor_loss(
     return loss.mean()
 
 
+def bounded_anchor(positive: Tensor, user: Tensor) -> Tensor:
+    """Cut each positive anchor to the length of its user: a dot product could else be raised by its length alone.
+
+    Args:
+        positive: u_pos, ``[B, d']``.
+        user: u, ``[B, d']``; its length is a constant here.
+
+    Returns:
+        ``[B, d']``.
+    """
+    length = positive.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return positive * (user.detach().norm(dim=-1, keepdim=True) / length).clamp(max=1.0)
+
+
 def teacher_confidence(
     user: Tensor, candidates: Tensor, kind: str = "cosine", left_out: Tensor | None = None
 ) -> Tensor:

@@ -21,10 +21,14 @@ from torch import Tensor, nn
 from recbole_llm.backbone.sentence_encoder import load_sentence_encoder
 from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
+from recbole_llm.errors import UserError
 from recbole_llm.lock import held
 from recbole_llm.recommender.heads import projection
 from recbole_llm.recommender.llm_recommender import LLMRecommender
 from recbole_llm.trainer.alignment import train_alignment
+
+# What alignment_weights are of, as the loss names them.
+WEIGHTS = ("matching_weight", "item_reconstruction_weight", "text_reconstruction_weight", "recommendation_weight")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class ALLMRecSettings:
     sentence_encoder: str
     latent_size: int
     alignment_epochs: int
+    alignment_batch_size: int
+    alignment_learning_rate: float
+    alignment_weights: list[float]
+    sentence_text: list[str] | None
+    item_text_separator: str
 
 
 class ALLMRec(LLMRecommender):
@@ -50,14 +59,24 @@ class ALLMRec(LLMRecommender):
 
     def __init__(self, config: Config, dataset: TextSequentialDataset) -> None:
         self.settings = select(ALLMRecSettings, config)
+        if len(self.settings.alignment_weights) != len(WEIGHTS):
+            raise UserError("alignment_weights: give four numbers, of matching, reconstructed items and texts, recommendation.")
         super().__init__(config, dataset)
         self.register_buffer("joint_vectors", self._align(dataset), persistent=False)
+
+    def _sentences(self, dataset: TextSequentialDataset) -> list[str]:
+        """What the sentence encoder reads of each item."""
+        if self.settings.sentence_text is None:
+            return dataset.item_texts
+        separator = self.settings.item_text_separator
+        texts = [separator.join(attributes) for attributes in dataset.attributes_of(self.settings.sentence_text)]
+        return [text or usual for text, usual in zip(texts, dataset.item_texts, strict=True)]
 
     def _align(self, dataset: TextSequentialDataset) -> Tensor:
         """Stage 1, or what it gave before for the same teacher, texts and settings."""
         settings = self.settings
         encoder = load_sentence_encoder(settings.sentence_encoder, settings.device)
-        texts = encoder.encode(dataset.item_texts)
+        texts = encoder.encode(self._sentences(dataset))
         rows = dataset.inter_feat
         with torch.no_grad():
             users = torch.cat(
@@ -80,6 +99,9 @@ class ALLMRec(LLMRecommender):
                 rows[self.ITEM_SEQ].cpu(),
                 latent_size=settings.latent_size,
                 epochs=settings.alignment_epochs,
+                batch_size=settings.alignment_batch_size,
+                learning_rate=settings.alignment_learning_rate,
+                weights=dict(zip(WEIGHTS, settings.alignment_weights, strict=True)),
                 seed=settings.seed,
                 device=settings.device,
                 checkpoint=file,

@@ -29,6 +29,7 @@ from recbole_llm.recommender.retrieval import RetrievalForm
 class LLMSRecSettings:
     """The model's settings; each field is the key of the same name."""
 
+    user_vector: bool
     representation_size: int
     teacher_head_hidden_size: int
     distill_loss: str
@@ -48,8 +49,9 @@ class LLMSRec(LLMRecommender):
     loss_names = ("retrieval", "distillation", "uniformity")
 
     def __init__(self, config: Config, dataset: TextSequentialDataset) -> None:
-        super().__init__(config, dataset)
         self.settings = settings = select(LLMSRecSettings, config)
+        self.has_user_vector = settings.user_vector
+        super().__init__(config, dataset)
         self.teacher_head = projection(  # f_CF-user
             self.teacher.size, settings.teacher_head_hidden_size, settings.representation_size, "gelu"
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.perturbation import draw_negatives
-from recbole_llm.loss.sequence_anchor import sequence_anchor_loss, teacher_confidence
+from recbole_llm.loss.sequence_anchor import bounded_anchor, sequence_anchor_loss, teacher_confidence
 from recbole_llm.recommender.heads import projection
 from recbole_llm.recommender.llm_recommender import LLMRecommender
 from recbole_llm.recommender.retrieval import RetrievalForm
@@ -33,12 +33,15 @@ class LLMSTARSettings:
     similarity: str
     temperature: float
     confidence: str
+    confidence_scale: str
+    anchor_norm: str
     negative_grad: bool
     shuffle_negatives: int
     window_negatives: int
     last_negatives: int
     window_shortest: int
     window_longest: int
+    windows_shuffled: int | None
     last_items: int
 
 
@@ -62,6 +65,7 @@ class LLMSTAR(LLMRecommender):
             "last": settings.last_negatives,
             "window_shortest": settings.window_shortest,
             "window_longest": settings.window_longest,
+            "windows_shuffled": settings.windows_shuffled,
             "last_items": settings.last_items,
         }
         self.user_adapter = projection(  # f_user of section 3.2
@@ -90,10 +94,16 @@ class LLMSTAR(LLMRecommender):
         items, left_out = (torch.from_numpy(table).to(users.device) for table in candidates.of_rows(last))
         confidence = teacher_confidence(teacher_users, self.teacher.item_vectors[items], settings.confidence, left_out)
 
+        if settings.confidence_scale == "mean":
+            confidence = confidence / confidence.mean().clamp_min(1e-6)
+        positive = self.user_adapter(teacher_users)
+        if settings.anchor_norm == "bounded":
+            positive = bounded_anchor(positive, users[last])
+
         # Equation 3.
         sequence = sequence_anchor_loss(
             users[last],
-            self.user_adapter(teacher_users),
+            positive,
             negatives,
             torch.from_numpy(parents).to(users.device),
             confidence,

@@ -55,7 +55,8 @@ class GenerationTowers(GenerationForm):
         if not gamma and not beta:
             return super().loss(interaction)
         inputs = self.training_inputs(interaction)
-        losses, counts, history, title = self.generator.features(*inputs, model.rng)  # ..., g^U, g^IU
+        times = self.history_times(interaction)
+        losses, counts, history, title = self.generator.features(*inputs, model.rng, times)  # ..., g^U, g^IU
         targets = inputs[2][:, 0]
         distinct, place = np.unique(targets, return_inverse=True)
         alone = self.generator.item_features(distinct, model.vectors)[torch.from_numpy(place).to(history.device)]  # g^I

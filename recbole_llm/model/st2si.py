@@ -44,6 +44,10 @@ class ST2SISettings:
     dataset: str
     checkpoint_dir: str
     tuning: str
+    query_text: str | None
+    attribute_names: bool
+    item_text: list[str]
+    item_representation: str
     history_length: int
     max_prompt_tokens: int | None
     max_attribute_tokens: int
@@ -70,7 +74,8 @@ class ST2SI(BackboneRecommender):
             heads alone; None: an LLM of its own.
 
     Attributes:
-        query: [Q], ``[1, input size]``.
+        query: [Q], ``[1, input size]``. Where [Q] is a text (``query_text``) it is that token's vector in the LLM as it was
+            loaded: prompts take the LLM's own, which may be trained.
         head: W, ``[items, hidden size]``.
         foundation: what the LLM was pre-trained to on other datasets; None where it was not.
         epoch_steps: training steps in an epoch, set by the trainer.
@@ -82,27 +87,33 @@ class ST2SI(BackboneRecommender):
         backbone = self.backbone
         if shared is not None:
             self.foundation = shared.foundation
+        self.query_ids = encode_text(backbone.tokenizer, [settings.query_text])[0] if settings.query_text else []
+        if settings.query_text and not self.query_ids:
+            raise UserError("query_text: the LLM's tokenizer makes no token of it; give another text, or None.")
         self.query = self._token_vectors(1) if shared is None else shared.query
+        if self.query_ids and shared is None:
+            self.query = nn.Parameter(self._query_vector().detach().float().clone(), requires_grad=False)
         self.head = nn.Linear(backbone.hidden_size, self.n_items - 1, bias=False)
         if self.foundation is not None and shared is None:
             self.foundation.load_into(backbone, self.query)
-        self.query.requires_grad_(self.settings.tuning != "ilp")  # the stored states were made with it
+        # Under ilp nothing that the hidden states depend on moves, unless [Q] is learned: they are computed once.
+        self.keeps_states = settings.tuning == "ilp" and bool(self.query_ids)
 
         self.prompts = SequencePrompts(
             lambda texts: encode_text(backbone.tokenizer, texts),
-            dataset.item_attributes,
+            self._attributes(dataset),
             SequencePromptSettings(
                 history_length=settings.history_length,
                 max_prompt_tokens=min(settings.max_prompt_tokens or backbone.context_length, backbone.context_length),
                 max_attribute_tokens=settings.max_attribute_tokens,
-                separator=settings.item_text_separator,
+                separator=" " if settings.attribute_names else settings.item_text_separator,
                 queries=settings.queries,
+                query_ids=tuple(self.query_ids),
             ),
-            prefix_ids=backbone.prefix_ids,
         )
         self.id_alignment = settings.id_alignment
         self.loss_names = ("next_item", "id_alignment") if self.id_alignment else ("next_item",)
-        self.windows = settings.windows or ("fixed" if settings.tuning == "ilp" else "random")
+        self.windows = settings.windows or ("fixed" if self.keeps_states else "random")
         rows = dataset.splits["train"]
         users = np.unique(rows.inter_feat[rows.uid_field].numpy())
         self.sequences = dict(zip(users.tolist(), user_sequences(rows), strict=True))
@@ -127,17 +138,40 @@ class ST2SI(BackboneRecommender):
         """As for any model, and [Q], which W belongs to, also where it does not move."""
         return {**super().trained_parameters(), "query": self.query}
 
+    def _attributes(self, dataset: TextSequentialDataset) -> list[tuple[str, ...]]:
+        """The attributes of each item, all but the first field's with their names: ``("Hat", "brand: Acme")``."""
+        fields = self.settings.item_text
+        if not self.settings.attribute_names or len(fields) == 1 or self.settings.item_representation == "id":
+            return dataset.item_attributes
+        present = [dataset.attributes_of([field]) for field in fields]
+        named = []
+        for item, texts in enumerate(dataset.item_attributes):
+            names = [field for field, found in zip(fields, present, strict=True) if found[item]]
+            if len(names) == len(texts):  # else an item without any text, whose id stands for it
+                pairs = zip(names, texts, strict=True)
+                texts = tuple(text if name == fields[0] else f"{name}: {text}" for name, text in pairs)
+            named.append(texts)
+        return named
+
     # Hidden states at query tokens
+
+    def _query_vector(self) -> Tensor:
+        """[Q] in the LLM's input space, ``[1, input size]``: that of the last token of ``query_text``, or the learned one."""
+        if not self.query_ids:
+            return self.query
+        embedding = self.backbone.embedding
+        return embedding(torch.tensor(self.query_ids[-1:], device=embedding.weight.device)).float()
 
     def query_states(self, batch: PromptBatch) -> Tensor:
         """h_q at the query tokens that ``batch`` is read at, prompt by prompt: float32 ``[P, hidden size]``."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.query.requires_grad):
-            hidden = self.encoder(batch, self.query)
+        moves = self.query.requires_grad or not self.backbone.frozen
+        with torch.set_grad_enabled(torch.is_grad_enabled() and moves):
+            hidden = self.encoder(batch, self._query_vector())
         return hidden[torch.from_numpy(batch.is_read).to(hidden.device)]
 
     def sequence_states(self, history: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """h_q of training histories int64 ``[B, L]``, right padded: ``[P, hidden size]``, and how many of them each has."""
-        if self.settings.tuning == "ilp" and self.windows == "fixed":
+        if self.keeps_states and self.windows == "fixed":
             stored = self._stored_states("train")
             rows = stored.rows_of(history, lengths)
             if (rows >= 0).all():
@@ -147,7 +181,7 @@ class ST2SI(BackboneRecommender):
 
     def item_states(self, items: np.ndarray) -> Tensor:
         """h_q of the alignment prompts of items int64 ``[n]``: ``[n, hidden size]``."""
-        if self.settings.tuning == "ilp":
+        if self.keeps_states:
             return self._stored_states("items").states(items - 1).to(self.query.device)
         return self.query_states(self.prompts.alignments(items))
 
@@ -158,7 +192,7 @@ class ST2SI(BackboneRecommender):
         history, lengths = self.history_items(interaction[first])
         hidden = torch.empty(len(lengths), self.backbone.hidden_size, device=self.query.device)
         unknown = np.ones(len(lengths), dtype=bool)
-        if self.settings.tuning == "ilp":
+        if self.keeps_states:
             stored = self._stored_states("evaluation")
             rows = stored.rows_of(history, lengths)
             unknown = rows < 0
@@ -198,7 +232,10 @@ class ST2SI(BackboneRecommender):
 
     def _identity(self) -> bytes:
         """What, beside the prompts, the stored states depend on."""
-        identity = json.dumps([self.backbone.identity, self.fingerprint], default=str, sort_keys=True)
+        foundation = None if self.foundation is None else self.foundation.sha256
+        texts = [self.settings.item_text, self.settings.attribute_names, self.settings.query_text]
+        parts = [self.backbone.identity, self.fingerprint, foundation, texts]
+        identity = json.dumps(parts, default=str, sort_keys=True)
         return identity.encode() + self.query.detach().float().cpu().numpy().tobytes()
 
     # Training
@@ -357,6 +394,7 @@ class ST2SI(BackboneRecommender):
         """What a head fits to: the items in their order, and the LLM with its weights (the type of their numbers is free)."""
         tokens = self._dataset.field2id_token[self.ITEM_ID].tolist()
         backbone = {key: value for key, value in self.backbone.identity.items() if key not in ("dtype", "tuning", "lora")}
+        backbone["query"] = self.settings.query_text
         if foundation is not None:
             backbone["foundation"] = foundation
         elif not self.backbone.frozen:

@@ -64,5 +64,5 @@ class ZeroShot(LLMRecommender):
         if self.endpoint is None or candidates is None:
             return super().score(interaction, candidates)
         listed, generator = candidates.cpu().numpy(), self.form.generator
-        prompts = generator.prompt_texts(*self.history_items(interaction), listed)
+        prompts = generator.prompt_texts(*self.history_items(interaction), listed, self.form.history_times(interaction))
         return generator.score_answers([answer.text for answer in ask_endpoint(prompts, self.endpoint)], listed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,9 @@ class TitlePromptSettings:
         user_sentence: announces the user's slot.
         context_length: the most tokens that the LLM can hold, prompt and answer together.
         marker: whether a learned vector stands before each slot.
+        quotes: whether titles stand in quotation marks.
+        titles: whether an item's text stands in the lists; an answer is a title in any case.
+        details: whether ``Item No.{rank}`` and the date, where there is one, stand before each text of the history.
     """
 
     templates: Sequence[str]
@@ -37,6 +40,9 @@ class TitlePromptSettings:
     user_sentence: str = "This is user representation from recommendation models:"
     context_length: int = 2048
     marker: bool = False
+    quotes: bool = True
+    titles: bool = True
+    details: bool = False
 
 
 class TitlePrompts:
@@ -48,7 +54,7 @@ class TitlePrompts:
     An item's text is the same token ids in the history, among the candidates and in the answer.
 
     Args:
-        encode, item_texts, prefix_ids: as in :class:`PromptBuilder`.
+        encode, item_texts, prefix_ids, format_dates: as in :class:`PromptBuilder`.
         settings: wording and limits.
         end_id: the token that ends an answer.
 
@@ -63,17 +69,22 @@ class TitlePrompts:
         settings: TitlePromptSettings,
         prefix_ids: Sequence[int],
         end_id: int,
+        format_dates: Callable[[np.ndarray], Sequence[str]] | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings, self.format_dates = settings, format_dates
         self.table = PieceTable(encode)
-        self._title = self.table.append_texts(item_texts, settings.max_item_tokens)
+        # The space before a title belongs to its quotation mark, or to its first word.
+        texts = item_texts if settings.quotes else [f" {text}" if text else "" for text in item_texts]
+        self._title = self.table.append_texts(texts, settings.max_item_tokens)
         before = list(prefix_ids)
         if settings.user_vector:
             before += [*encode([settings.user_sentence])[0], USER_TOKEN]
         self._prefix, self._slot, self._end = self.table.append(
             [before, slot_tokens(settings.item_vectors, settings.marker), [end_id]]
         )
-        self._open, self._close, self._joint, self._empty = self.table.texts([' "', '"', ",", ""])
+        marks = (' "', '"') if settings.quotes else ("", "")
+        self._open, self._close, self._joint, self._empty = self.table.texts([*marks, ",", ""])
+        self._shown = self._title if settings.titles else np.full_like(self._title, self._empty)
         self._parts = []
         for template in settings.templates:
             if template.count("{history}") != 1 or template.count("{candidates}") != 1:
@@ -95,7 +106,12 @@ class TitlePrompts:
         return [tokens[start:end].tolist() for start, end in zip(starts[:-1:4], starts[4::4], strict=True)]
 
     def prompts(
-        self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray, template: np.ndarray | None = None
+        self,
+        history: np.ndarray,
+        lengths: np.ndarray,
+        candidates: np.ndarray,
+        template: np.ndarray | None = None,
+        times: np.ndarray | None = None,
     ) -> PromptBatch:
         """Build the prompt of each row.
 
@@ -104,6 +120,7 @@ class TitlePrompts:
             lengths: items in each history int64 ``[B]``, at least 1.
             candidates: item ids int64 ``[B, C]``, in the order in which they are listed.
             template: which template each row takes, int64 ``[B]``; None: the first.
+            times: when the items of the history were taken, float64 ``[B, L]``; None: unknown.
 
         Raises:
             UserError: candidates alone are more than the LLM can hold.
@@ -114,23 +131,32 @@ class TitlePrompts:
         column = np.arange(most)
         items = np.take_along_axis(history, np.clip((lengths - count)[:, None] + column, 0, history.shape[1] - 1), axis=1)
         parts = np.array(self._parts)[np.zeros(rows, dtype=np.int64) if template is None else template]
+        details = self._details(history, times, lengths, count, column)
         size = self.table.lengths
-        around = size[[self._open, self._close, self._slot, self._joint]].sum()
-        fixed = size[self._prefix] + size[parts].sum(axis=1) + (size[self._title[candidates]] + around).sum(axis=1)
-        answer = size[self._title[candidates]].max(axis=1) + around + 1
+        marks = [self._open, self._close] if self.settings.titles else []
+        around = size[[*marks, self._slot, self._joint]].sum()
+        fixed = size[self._prefix] + size[parts].sum(axis=1) + (size[self._shown[candidates]] + around).sum(axis=1)
+        answer = size[self._title[candidates]].max(axis=1) + size[[self._open, self._close, self._slot, self._joint]].sum() + 1
         room = np.minimum(self.settings.max_prompt_tokens, self.settings.context_length - answer) - fixed
-        entry = size[self._title[items]] + around
+        entry = size[self._shown[items]] + around + size[details].sum(axis=2)
         kept = latest_that_fit(entry, column < count[:, None], room)
         if (fixed + (entry * kept).sum(axis=1) + answer > self.settings.context_length).any():
             raise UserError(
                 f"{listed} candidates do not fit into the LLM's {self.settings.context_length} tokens: lower max_item_tokens, "
                 f"or take an LLM with a longer context."
             )
-        width = 5  # open, title, close, slot, joint
-        pieces = np.full((rows, 4 + (most + listed) * width), self._empty, dtype=np.int64)
-        pieces[:, 0], pieces[:, 1], pieces[:, 2 + most * width], pieces[:, -1] = self._prefix, *parts.T
-        self._fill(pieces[:, 2 : 2 + most * width].reshape(rows, most, width), items, kept)
-        self._fill(pieces[:, 3 + most * width : -1].reshape(rows, listed, width), candidates, candidates > 0)
+        width = 5  # open, title, close, slot, joint; in a history rank and date before them
+        of_history = most * (width + 2)
+        pieces = np.full((rows, 4 + of_history + listed * width), self._empty, dtype=np.int64)
+        pieces[:, 0], pieces[:, 1], pieces[:, 2 + of_history], pieces[:, -1] = self._prefix, *parts.T
+        shown = pieces[:, 2 : 2 + of_history].reshape(rows, most, width + 2)
+        # Ranks count what is kept: they move with the items that a long prompt loses.
+        shift = (count - kept.sum(axis=1))[:, None]
+        ranks = np.take_along_axis(details[:, :, 0], np.clip(column - shift, 0, most - 1), axis=1)
+        shown[:, :, 0] = np.where(kept, ranks, self._empty)
+        shown[:, :, 1] = np.where(kept, details[:, :, 1], self._empty)
+        self._fill(shown[:, :, 2:], items, kept)
+        self._fill(pieces[:, 3 + of_history : -1].reshape(rows, listed, width), candidates, candidates > 0)
         tokens, starts = self.table.gather(pieces.ravel())
         slots = np.concatenate([items, candidates], axis=1)[np.concatenate([kept, candidates > 0], axis=1)]
         offsets = starts[:: pieces.shape[1]]
@@ -141,8 +167,24 @@ class TitlePrompts:
             out_tokens=0,
             header_length=0,
             # The history's pieces come after the prefix and the template's opening.
-            pooled=starts[np.arange(0, pieces.size, pieces.shape[1])[:, None] + [2, 2 + most * width]] - offsets[:-1, None],
+            pooled=starts[np.arange(0, pieces.size, pieces.shape[1])[:, None] + [2, 2 + of_history]] - offsets[:-1, None],
         )
+
+    def _details(
+        self, history: np.ndarray, times: np.ndarray | None, lengths: np.ndarray, count: np.ndarray, column: np.ndarray
+    ) -> np.ndarray:
+        """Pieces of rank and date before each item of the histories, int64 ``[B, L, 2]``; empty ones without ``details``."""
+        most = len(column)
+        details = np.full((len(lengths), most, 2), self._empty, dtype=np.int64)
+        if not self.settings.details:
+            return details
+        details[:, :, 0] = self.table.texts([f" Item No.{rank}," for rank in range(1, most + 1)])
+        if times is not None and self.format_dates is not None:
+            inside = column < count[:, None]
+            source = np.clip((lengths - count)[:, None] + column, 0, history.shape[1] - 1)
+            dates = self.format_dates(np.take_along_axis(np.asarray(times, dtype=np.float64), source, axis=1)[inside])
+            details[:, :, 1][inside] = self.table.texts([f" Time: {date}," for date in dates])
+        return details
 
     def item_prompts(self, items: np.ndarray) -> PromptBatch:
         """Each item alone, as it stands in a history. ``items``: internal ids int64 ``[N]``."""
@@ -160,7 +202,8 @@ class TitlePrompts:
 
     def _entry(self, items: np.ndarray) -> list[np.ndarray]:
         """The pieces of an item: opening quotation mark, text, closing one, slot; each of the shape of ``items``."""
-        return [np.broadcast_to(piece, items.shape) for piece in (self._open, self._title[items], self._close, self._slot)]
+        text = [self._open, self._title[items], self._close] if self.settings.titles else [self._empty] * 3
+        return [np.broadcast_to(piece, items.shape) for piece in (*text, self._slot)]
 
     def _fill(self, entries: np.ndarray, items: np.ndarray, inside: np.ndarray) -> None:
         """Write items into ``entries``, a view ``[rows, items, 5]`` of the pieces."""

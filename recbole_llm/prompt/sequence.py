@@ -2,8 +2,8 @@
 
 ::
 
-    history     {item text} [Q] {item text} [Q] {item text} [Q]
-    alignment   Please give the ID of the following item: {item text} [Q]
+    history     {item text}[Q]{item text}[Q]{item text}[Q]
+    alignment   Please give the ID of the following item: {item text}[Q]
 
 (Zhai et al., "Learning Transition Patterns by Large Language Models for Sequential Recommendation", 2025, equations 2 and 6.)
 
@@ -34,6 +34,8 @@ class SequencePromptSettings:
         max_attribute_tokens: the most tokens of one attribute of an item.
         separator: what stands between the attributes of an item.
         queries: ``all``: a query token after each item; ``last``: after the last item only.
+        query_ids: token ids of a query that is a text: the last is read, and its vector given like a learned one's. Empty:
+            a learned one.
         instruction: opens an alignment prompt.
     """
 
@@ -42,7 +44,8 @@ class SequencePromptSettings:
     max_attribute_tokens: int = 32
     separator: str = ", "
     queries: str = "all"
-    instruction: str = "Please give the ID of the following item:"
+    query_ids: tuple[int, ...] = ()
+    instruction: str = "Please give the ID of the following item: "
 
 
 class SequencePrompts:
@@ -67,11 +70,12 @@ class SequencePrompts:
     ) -> None:
         self.settings = settings
         self.table = PieceTable(encode)
-        self._prefix, self._query, self._empty = self.table.append([list(prefix_ids), [OUT_TOKEN], []])
+        query = [*settings.query_ids[:-1], OUT_TOKEN]
+        self._prefix, self._query, self._empty = self.table.append([list(prefix_ids), query, []])
         self._instruction = self.table.texts([settings.instruction])[0]
         # An item that is too long by itself is cut, so that it fits after the instruction as well.
         self._header_length = int(self.table.lengths[[self._prefix, self._instruction]].sum())
-        room = settings.max_prompt_tokens - self._header_length - 1
+        room = settings.max_prompt_tokens - self._header_length - max(1, len(settings.query_ids))
         if room < 1:
             raise UserError(
                 f"max_prompt_tokens: {settings.max_prompt_tokens} leaves no room for an item after the {self._header_length} "
@@ -86,7 +90,7 @@ class SequencePrompts:
         mark = self.settings.separator.rstrip()
         lead = self.settings.separator[len(mark) :]
         joint = encode([mark])[0]
-        texts = [(lead if place else " ") + text for texts in item_attributes for place, text in enumerate(texts)]
+        texts = [(lead if place else "") + text for texts in item_attributes for place, text in enumerate(texts)]
         encoded = iter(encode(texts))
         items = []
         for texts in item_attributes:
@@ -107,8 +111,9 @@ class SequencePrompts:
         # Aligned to the right: column -1 is the latest item.
         source = lengths[:, None] + np.arange(-most, 0)
         items = np.where(source >= 0, np.take_along_axis(history, source.clip(min=0), axis=1), 0)
-        fixed = self.table.lengths[self._prefix] + (not every)
-        sizes = self.table.lengths[self._item[items]] + every
+        query = int(self.table.lengths[self._query])
+        fixed = self.table.lengths[self._prefix] + query * (not every)
+        sizes = self.table.lengths[self._item[items]] + query * every
         shown = latest_that_fit(sizes, source >= 0, self.settings.max_prompt_tokens - fixed)
 
         pieces = np.full((rows, 1 + most, 2), self._empty, dtype=np.int64)

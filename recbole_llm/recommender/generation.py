@@ -58,6 +58,8 @@ class CandidateGenerator:
         seed: of the order in which candidates are listed.
         settings: how prompts are batched.
         counts: prompts and tokens are added to it.
+        match: ``exact``: an answer names the candidate whose title it is. ``substring``: it names one where its first line
+            holds the title of exactly one (LLaRA's code), so that "1. Toy Story" counts.
 
     Attributes:
         answered, valid: how many prompts got an answer since :meth:`reset`, and how many a candidate's title.
@@ -72,8 +74,10 @@ class CandidateGenerator:
         seed: int,
         settings: EncoderSettings,
         counts: EncoderCounts,
+        match: str = "exact",
     ) -> None:
         self.backbone, self.prompts, self.decode, self.seed, self.counts = backbone, prompts, decode, seed, counts
+        self.match = match
         self.cost = {"micro_batch_tokens": settings.micro_batch_tokens, "call_cost": settings.call_cost}
         self.train_cost = {**self.cost, "recompute": settings.recompute}
         self.reset()
@@ -89,6 +93,7 @@ class CandidateGenerator:
         candidates: np.ndarray,
         make_vectors: MakeVectors,
         rng: np.random.Generator,
+        times: np.ndarray | None = None,
     ) -> Tensor:
         """Cross-entropy per token of the targets' titles and the end token; the prompt is not learned.
 
@@ -98,11 +103,12 @@ class CandidateGenerator:
             candidates: int64 ``[B, C]``, the target in column 0; they are listed in random order.
             make_vectors: gives what goes into a batch's slots.
             rng: draws the order and each row's template.
+            times: of the histories' items, float64 ``[B, L]``; None: unknown.
 
         Returns:
             a scalar.
         """
-        batch, answers = self._training_prompts(history, lengths, candidates, rng)
+        batch, answers = self._training_prompts(history, lengths, candidates, rng, times)
         losses, counts = title_loss(self.backbone, batch, make_vectors(batch), answers, **self.train_cost)
         return losses.sum() / counts.sum()
 
@@ -113,9 +119,10 @@ class CandidateGenerator:
         candidates: np.ndarray,
         make_vectors: MakeVectors,
         rng: np.random.Generator,
+        times: np.ndarray | None = None,
     ) -> TitleFeatures:
         """As :meth:`loss`, row by row, with the mean hidden states of each history and of the title behind it."""
-        batch, answers = self._training_prompts(history, lengths, candidates, rng)
+        batch, answers = self._training_prompts(history, lengths, candidates, rng, times)
         return title_features(self.backbone, batch, make_vectors(batch), answers, **self.train_cost)
 
     def item_features(self, items: np.ndarray, make_vectors: MakeVectors) -> Tensor:
@@ -125,30 +132,44 @@ class CandidateGenerator:
         return pooled_states(self.backbone, batch, make_vectors(batch), **self.train_cost)
 
     def _training_prompts(
-        self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray, rng: np.random.Generator
+        self,
+        history: np.ndarray,
+        lengths: np.ndarray,
+        candidates: np.ndarray,
+        rng: np.random.Generator,
+        times: np.ndarray | None = None,
     ) -> tuple[PromptBatch, list[list[int]]]:
         """The prompts of a training step and the answers that are learned, see :meth:`loss`."""
         order = rng.permuted(np.tile(np.arange(candidates.shape[1]), (len(candidates), 1)), axis=1)
         template = rng.integers(len(self.prompts.settings.templates), size=len(candidates))
-        batch = self.prompts.prompts(history, lengths, np.take_along_axis(candidates, order, axis=1), template)
+        batch = self.prompts.prompts(history, lengths, np.take_along_axis(candidates, order, axis=1), template, times)
         answers = self.prompts.answers(candidates[:, 0])
         self.counts.add(batch, sum(map(len, answers)))
         return batch, answers
 
-    def evaluation_prompts(self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> PromptBatch:
+    def evaluation_prompts(
+        self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray, times: np.ndarray | None = None
+    ) -> PromptBatch:
         """The prompts of an evaluation: candidates int64 ``[B, C]`` are listed in an order that does not depend on columns."""
         listed = np.take_along_axis(candidates, shuffled_columns(candidates, self.seed), axis=1)
-        return self.prompts.prompts(history, lengths, listed)
+        return self.prompts.prompts(history, lengths, listed, times=times)
 
     @torch.no_grad()
-    def score(self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray, make_vectors: MakeVectors) -> Tensor:
+    def score(
+        self,
+        history: np.ndarray,
+        lengths: np.ndarray,
+        candidates: np.ndarray,
+        make_vectors: MakeVectors,
+        times: np.ndarray | None = None,
+    ) -> Tensor:
         """Score candidates int64 ``[B, C]``, whose order has no influence.
 
         Returns:
             float64 ``[B, C]``: log-probability per token; or 1 for the candidate that was generated and 0 for the rest, -inf
             throughout where the answer is no candidate's title.
         """
-        batch = self.evaluation_prompts(history, lengths, candidates)
+        batch = self.evaluation_prompts(history, lengths, candidates, times)
         self.counts.add(batch)
         vectors = make_vectors(batch)
         distinct, place = np.unique(candidates, return_inverse=True)
@@ -172,9 +193,11 @@ class CandidateGenerator:
         generated = greedy(self.backbone, batch, vectors, longest, [end], **self.cost, tries=tries)
         return self.score_answers([self._decode(tokens) for tokens in generated], candidates)
 
-    def prompt_texts(self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> list[str]:
+    def prompt_texts(
+        self, history: np.ndarray, lengths: np.ndarray, candidates: np.ndarray, times: np.ndarray | None = None
+    ) -> list[str]:
         """The prompts of :meth:`score` as texts, for an LLM elsewhere."""
-        batch = self.evaluation_prompts(history, lengths, candidates)
+        batch = self.evaluation_prompts(history, lengths, candidates, times)
         return [
             self._decode(batch.tokens[start:end]) for start, end in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)
         ]
@@ -190,7 +213,7 @@ class CandidateGenerator:
         titles = [self.title_in(self._decode(tokens)) for tokens in self.prompts.answers(distinct)]
         scores = np.full(candidates.shape, -np.inf)
         for row, answer in enumerate(answers):
-            named = None if answer is None else self.title_in(answer)
+            named = None if answer is None else self.named_title(answer, [titles[index] for index in place[row]])
             hits = np.array([titles[index] == named for index in place[row]])
             if hits.any():
                 scores[row] = hits
@@ -198,6 +221,14 @@ class CandidateGenerator:
         self.incomplete += sum(answer is None for answer in answers)
         self.valid += int(np.isfinite(scores[:, 0]).sum())
         return torch.from_numpy(scores)
+
+    def named_title(self, answer: str, titles: Sequence[str]) -> str | None:
+        """Which of the candidates' ``titles`` an answer names, as :meth:`title_in` writes them; None where it names none."""
+        line = self.title_in(answer)
+        if self.match == "exact":
+            return line if line in titles else None
+        held = {title for title in titles if title and title in line}
+        return held.pop() if len(held) == 1 else None
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return self.backbone.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -227,6 +258,10 @@ class GenerationSettings:
     history_length: int
     max_prompt_tokens: int | None
     max_item_tokens: int
+    answer_match: str
+    title_quotes: bool
+    title_details: bool
+    show_titles: bool
 
 
 class GenerationForm(Form):
@@ -262,10 +297,13 @@ class GenerationForm(Form):
             self.model.seed,
             self.model.encoder.settings,
             self.model.encoder.counts,
+            settings.answer_match,
         )
 
     def _prompts(self) -> TitlePrompts:
         settings, backbone = self.settings, self.model.backbone
+        if not settings.show_titles and not self.model.has_item_vectors:
+            raise UserError("show_titles: False leaves nothing of an item in a prompt without item vectors; set it to True.")
         return TitlePrompts(
             lambda texts: encode_text(backbone.tokenizer, texts),
             self.dataset.item_texts,
@@ -278,9 +316,13 @@ class GenerationForm(Form):
                 user_vector=self.model.has_user_vector,
                 context_length=backbone.context_length,
                 marker=self.model.has_marker,
+                quotes=settings.title_quotes,
+                titles=settings.show_titles,
+                details=settings.title_details,
             ),
             prefix_ids=backbone.prefix_ids,
             end_id=self._end,
+            format_dates=self.dataset.item_dates if self.dataset.has_dates else None,
         )
 
     @property
@@ -297,13 +339,19 @@ class GenerationForm(Form):
         candidates = self.model.training_candidates(interaction, self.settings.train_candidates - 1)
         return *self.model.history_items(interaction), candidates, self._make_vectors(interaction)
 
+    def history_times(self, interaction: Interaction) -> np.ndarray | None:
+        """When the items of the histories were taken, float64 ``[B, L]``, where prompts say it."""
+        field = self.model.time_list_field
+        return interaction[field].cpu().numpy() if self.settings.title_details and field in interaction else None
+
     def _make_vectors(self, interaction: Interaction) -> MakeVectors:
         users = self.model.user_inputs(interaction)
         return lambda batch: self.model.vectors(batch, None, users)
 
     def loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
         """Cross-entropy of the target's title, the candidates listed in the prompt."""
-        return (self.generator.loss(*self.training_inputs(interaction), self.model.rng),)
+        inputs, times = self.training_inputs(interaction), self.history_times(interaction)
+        return (self.generator.loss(*inputs, self.model.rng, times),)
 
     @torch.no_grad()
     def score(self, interaction: Interaction, candidates: Tensor | None) -> Tensor:
@@ -315,7 +363,8 @@ class GenerationForm(Form):
         if candidates is None:
             raise UserError("recommend_by: generation chooses among listed candidates: full ranking needs retrieval.")
         make_vectors = self._make_vectors(interaction)
-        return self.generator.score(*self.model.history_items(interaction), candidates.cpu().numpy(), make_vectors)
+        times = self.history_times(interaction)
+        return self.generator.score(*self.model.history_items(interaction), candidates.cpu().numpy(), make_vectors, times)
 
     def predict(self, interaction: Interaction) -> Tensor:
         raise UserError("recommend_by: generation needs each user's candidates together: compare by run_recbole_llm.py.")

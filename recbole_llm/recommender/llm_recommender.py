@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
+from recbole_llm.data.sequences import training_items
 from recbole_llm.data.windows import SHOWN, TrainingWindows, window_ends
 from recbole_llm.errors import UserError
 from recbole_llm.prompt.batch import PromptBatch
@@ -39,6 +40,7 @@ class LLMRecommenderSettings:
     recommend_by: str | None
     train_negatives: int
     negatives: str | None
+    negatives_leave_out: str
     train_targets: str
     history_length: int
     item_projection_hidden_size: int | None
@@ -77,7 +79,8 @@ class LLMRecommender(BackboneRecommender):
         settings = select(LLMRecommenderSettings, config)
         form = self._form_named(settings)
         super().__init__(config, dataset)
-        self.user_items = dataset.user_items
+        # Items that are no training negatives of a user.
+        self.user_items = dataset.user_items if settings.negatives_leave_out == "all" else training_items(dataset)
         self.train_negatives = settings.train_negatives
         self._shared_draw = self._draw_of(settings, dataset) if settings.negatives == "in_batch" else None
         self.item_projection_hidden_size = settings.item_projection_hidden_size or self.backbone.input_size
@@ -97,7 +100,7 @@ class LLMRecommender(BackboneRecommender):
             rows = dataset.all_rows.inter_feat
             weights = TrainingWindows(dataset, min(settings.history_length, dataset.max_item_list_len)).coverage()
         counts = np.bincount(rows[self.POS_ITEM_ID].numpy(), weights=weights, minlength=dataset.item_num).astype(float)
-        return SharedDraw(dataset.user_items, counts, 1 / len(dataset.inter_feat), settings.train_negatives)
+        return SharedDraw(self.user_items, counts, 1 / len(dataset.inter_feat), settings.train_negatives)
 
     def _form_named(self, settings: LLMRecommenderSettings) -> type[Form]:
         name = settings.recommend_by or next(iter(self.forms))
@@ -202,7 +205,7 @@ class LLMRecommender(BackboneRecommender):
     # Training
 
     def training_candidates(self, interaction: Interaction, negatives: int | None = None) -> np.ndarray:
-        """C_u in training: the target and ``train_negatives`` distinct items that the user never interacted with.
+        """C_u in training: the target and ``train_negatives`` distinct items that the user has not (``negatives_leave_out``).
 
         Args:
             interaction: B rows.

@@ -27,6 +27,7 @@ class RetrievalSettings:
     prompt_sentence: str
     prompt_request: str
     prompt_goal: str
+    prompt_basis: str
     history_length: int
     max_prompt_tokens: int | None
     max_item_tokens: int
@@ -71,7 +72,7 @@ class RetrievalForm(Form):
             dataset.item_texts,
             PromptSettings(
                 sentence=settings.prompt_sentence,
-                request=settings.prompt_request.replace("{goal}", settings.prompt_goal),
+                request=self._request(),
                 history_length=min(settings.history_length, dataset.max_item_list_len),
                 max_prompt_tokens=min(settings.max_prompt_tokens or backbone.context_length, backbone.context_length),
                 max_item_tokens=settings.max_item_tokens,
@@ -85,6 +86,13 @@ class RetrievalForm(Form):
         )
         self.prompts.check_fits()
         self.forget_items()
+
+    def _request(self) -> str:
+        """The end of a user prompt; where the user's representation is shown, it may be among what the request is based on."""
+        settings, request = self.settings, self.settings.prompt_request
+        if self.model.has_user_vector:
+            request = request.replace(",{goal}", f"{settings.prompt_basis},{{goal}}")
+        return request.replace("{goal}", settings.prompt_goal)
 
     @property
     def item_table(self) -> ItemTable:

@@ -42,7 +42,8 @@ class YesNoSettings:
 class YesNoAnswers:
     """Asks an LLM whether a user will enjoy an item.
 
-    The answer is one token: the first of `` Yes`` or `` No`` as it is tokenized behind the prompt. Where both begin with the
+    The answer is one token: the first of `` Yes`` or `` No`` as it is tokenized behind the prompt, whose own white space at
+    its end comes first where it has such. Where both begin with the
     same tokens (a space of its own, say), these end the prompt, and the answer is the first token in which they differ.
 
     Args:
@@ -71,7 +72,9 @@ class YesNoAnswers:
         self.backbone, self.counts = backbone, counts
         self.cost = {"micro_batch_tokens": batching.micro_batch_tokens, "call_cost": batching.call_cost}
         self.recompute = batching.recompute
-        no, yes = encode_text(backbone.tokenizer, [" No", " Yes"])
+        template = settings.yes_no_prompt.replace("{item}", settings.title_words[0])
+        before = template[len(template.rstrip()) :] or " "  # what separates prompt and answer belongs to the answer
+        no, yes = encode_text(backbone.tokenizer, [f"{before}No", f"{before}Yes"])
         alike = os.path.commonprefix([no, yes])
         if len(alike) in (len(no), len(yes)):
             raise UserError("backbone: its tokenizer writes Yes and No with the same tokens; choose another LLM.")
@@ -80,7 +83,7 @@ class YesNoAnswers:
             lambda texts: encode_text(backbone.tokenizer, texts),
             item_texts,
             YesNoPromptSettings(
-                template=settings.yes_no_prompt.replace("{item}", settings.title_words[0]),
+                template=template,
                 history_length=settings.history_length,
                 max_prompt_tokens=min(settings.max_prompt_tokens or backbone.context_length, backbone.context_length),
                 max_item_tokens=settings.max_item_tokens,

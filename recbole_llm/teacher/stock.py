@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -36,6 +36,7 @@ from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
 from recbole_llm.files import reporting_full_disk
 from recbole_llm.lock import held
+from recbole_llm.loss.binary import binary_loss
 from recbole_llm.results.describe import now, settings_of
 from recbole_llm.results.log import note_settings, run_log, tracked
 from recbole_llm.results.mlflow_tracker import Trackers
@@ -104,8 +105,7 @@ class CausalTraining:
         length = self.config["MAX_ITEM_LIST_LENGTH"]
         windows = cut_windows(self._sequences, length, rng)
         windows = torch.from_numpy(windows[rng.permutation(len(windows))])
-        targets = int((windows[:, 1:] > 0).sum())
-        batches = windows.tensor_split(max(1, round(targets / self.config["train_batch_size"])))
+        batches = self.batches(windows, rng)
         loss_func = loss_func or self.batch_loss
         total = 0.0
         for batch in batches:
@@ -119,9 +119,63 @@ class CausalTraining:
             total += loss.item()
         return total
 
+    def batches(self, windows: Tensor, rng: np.random.Generator) -> Sequence[Tensor]:
+        """The windows of an epoch, int64 ``[W, L + 1]``, by steps."""
+        targets = int((windows[:, 1:] > 0).sum())
+        return windows.tensor_split(max(1, round(targets / self.config["train_batch_size"])))
+
     def batch_loss(self, windows: Tensor | Interaction) -> Tensor:
         """The loss of a batch of windows; of rows, one for each prefix, where the model is pre-trained."""
         return self.model.calculate_loss(windows) if is_pretraining(self.model) else all_positions_loss(self.model, windows)
+
+
+class BinaryTraining(CausalTraining):
+    """Trainer mix-in: as :class:`CausalTraining`, by binary cross-entropy with a negative at each position.
+
+    A step takes ``train_batch_size`` windows, each with a column more: how its negatives are drawn.
+    """
+
+    def _build_optimizer(self, **kwargs):
+        optimizer = super()._build_optimizer(**kwargs)
+        for group in optimizer.param_groups:
+            if "betas" in group:
+                group["betas"] = (0.9, 0.98)  # SASRec's own
+        return optimizer
+
+    def batches(self, windows: Tensor, rng: np.random.Generator) -> Sequence[Tensor]:
+        seeds = torch.from_numpy(rng.integers(2**62, size=(len(windows), 1)))
+        return torch.cat([windows, seeds], dim=1).split(self.config["train_batch_size"])
+
+    def batch_loss(self, windows: Tensor) -> Tensor:
+        windows, seed = windows[:, :-1], int(windows[0, -1])
+        inputs, targets = windows[:, :-1], windows[:, 1:]
+        with all_positions(self.model):
+            states = self.model.forward(inputs, (inputs > 0).sum(dim=1))
+        real = targets > 0
+        drawn = negatives_of(windows, self.model.item_embedding.num_embeddings, np.random.default_rng(seed))
+        positive, negative = (
+            (states[real] * self.model.item_embedding(items[real])).sum(dim=-1) for items in (targets, drawn.to(targets.device))
+        )
+        return binary_loss(positive, negative)
+
+
+def negatives_of(windows: Tensor, items: int, rng: np.random.Generator) -> Tensor:
+    """A random item that is not in the window for each target of ``windows`` int64 ``[W, L + 1]``: int64 ``[W, L]``.
+
+    A window of nearly the whole catalogue may keep an item of its own after some tries.
+    """
+    known = windows.cpu().numpy()
+    drawn = rng.integers(1, items, (len(known), known.shape[1] - 1))
+    offsets = items * np.arange(len(known))[:, None]
+    ordered = np.sort(known + offsets, axis=1).ravel()  # one list, each row in a range of its own
+    for _ in range(20):
+        wanted = drawn + offsets
+        place = np.searchsorted(ordered, wanted).clip(max=len(ordered) - 1)
+        again = ordered[place] == wanted
+        if not again.any():
+            break
+        drawn[again] = rng.integers(1, items, int(again.sum()))
+    return torch.from_numpy(drawn)
 
 
 class RecordedTraining:
@@ -236,14 +290,14 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
     Args:
         config: a stock model's configuration (made for the same dataset as the splits).
         splits: ``train`` (one row per prefix), ``valid`` and ``test``; see ``TextSequentialDataset.build``.
-        training: ``prefix`` (RecBole's own way) or ``causal`` (all positions at once; falls back to ``prefix`` for models
-            that are not causal).
+        training: ``prefix`` (RecBole's own way) or ``causal`` (all positions at once) or ``binary`` (so too, by binary
+            cross-entropy); both fall back to ``prefix`` for models that are not causal.
 
     Raises:
         UserError: the folder holds something else.
     """
     name = config["model"]
-    if training == "causal" and (name not in CAUSAL_MODELS or config["loss_type"] != "CE"):
+    if name not in CAUSAL_MODELS or (training == "causal" and config["loss_type"] != "CE"):
         training = "prefix"
     vectors = catalogue_vectors(config, splits["train"])
     settings = {**identity_of(deciding_settings(config), vectors), "training": training}
@@ -316,8 +370,8 @@ def _train(
     state = _state_to_go_on_from(config, folder, identity)
     started, begun = time.perf_counter(), state["of_run"]["started"] if state else now()
     bases = (CandidateEvaluation, get_trainer(config["MODEL_TYPE"], name))
-    if training == "causal":
-        bases = (CausalTraining, *bases)
+    if training != "prefix":
+        bases = (CausalTraining if training == "causal" else BinaryTraining, *bases)
     trainer_class = type(f"{name}BaselineTrainer", (ResumedTraining, RecordedTraining, *bases), {})
     trainer = trainer_class(config, model)
     if config["adam_betas"]:  # a key of models of this library alone

@@ -16,6 +16,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
 from recbole_llm.config.identity import settings_for_teacher
+from recbole_llm.config.presets import presets_of
 from recbole_llm.config.settings import make_config
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.sequences import gather_windows
@@ -127,7 +128,15 @@ def teacher_config(config: Config) -> Config:
     Training settings of the LLM (learning rate, epochs, batch size) do not reach the teacher; ``teacher_settings`` do.
     """
     of_test = {name: config[name] for name in ("protocol", "candidates_file")}
-    given = {**settings_for_teacher(config), **of_test, **(config["teacher_settings"] or {})}
+    given = {**settings_for_teacher(config), **of_test}
+    name, preset = config["teacher"], config["teacher_preset"]
+    if preset is not None and preset not in presets_of(name):
+        having = ", ".join(model for model in stock.CAUSAL_MODELS if preset in presets_of(model))
+        raise UserError(f"teacher_preset: {name} has no preset {preset}, only {having} has; leave the key out, or set teacher.")
+    for key in ("teacher_preset", "teacher_training"):
+        if key == "teacher_preset" or key in config.external_config_dict:
+            given[key] = config[key]
+    given.update(config["teacher_settings"] or {})
     return make_config(config["teacher"], config["dataset"], config_dict=given)
 
 
@@ -148,6 +157,6 @@ def obtain_teacher(config: Config, splits: dict[str, Any]) -> tuple[Teacher, sto
     if config["teacher_checkpoint"]:
         run = stock.load(config["teacher_checkpoint"], settings, splits)
     else:
-        run = stock.train_or_load(settings, splits, config["teacher_training"])
+        run = stock.train_or_load(settings, splits, settings["teacher_training"])
     getLogger().info(f"Teacher {config['teacher']}, validation: {decimals(run.valid_result)}")
     return Teacher(run), run

@@ -29,6 +29,7 @@ from recbole_llm.config.settings import select
 from recbole_llm.data.windows import TrainingWindows
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
+from recbole_llm.evaluation.protocols import EvaluationSettings
 from recbole_llm.recommender.base import Recommender
 from recbole_llm.results.describe import now
 from recbole_llm.results.log import decimals
@@ -118,9 +119,9 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         return kind(parameters, betas=tuple(self.settings.adam_betas), fused=True, **options)
 
     def _learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """Linear warm-up, then a factor every so often or half a cosine; a function of the step alone.
+        """Linear warm-up, then a factor every so often, half a cosine or a line; a function of the step alone.
 
-        The cosine is at its top in the first step after the warm-up and at ``learning_rate_min`` in the last step.
+        Cosine and line are at their top in the first step after the warm-up and at ``learning_rate_min`` in the last step.
         """
         settings, total = self.settings, self.epochs * steps_per_epoch
         warmup = settings.warmup_steps
@@ -128,10 +129,11 @@ class LLMTrainer(CandidateEvaluation, Trainer):
             warmup = round(warmup * total)
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
-        if settings.learning_rate_schedule == "cosine":
+        if settings.learning_rate_schedule in ("cosine", "linear"):
             lowest = min(settings.learning_rate_min, self.learning_rate)
             done = (step - warmup) / max(1, total - 1 - warmup)
-            return lowest + (self.learning_rate - lowest) * (1 + math.cos(math.pi * done)) / 2
+            left = 1 - done if settings.learning_rate_schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+            return lowest + (self.learning_rate - lowest) * left
         period = settings.learning_rate_decay_every * steps_per_epoch
         return self.learning_rate * settings.learning_rate_decay ** int(step / period)
 
@@ -162,6 +164,8 @@ class LLMTrainer(CandidateEvaluation, Trainer):
                 + (f", continuing after step {self.step}" if self.step else "")
             )
 
+        if verbose and validate_every:
+            self._tell_sample(valid_data)
         if not self.model.trained_parameters():
             self._save_best(folder)
             self._finish(folder)
@@ -218,6 +222,15 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         if self.best_valid_result is not None:
             self._add_hparam_to_tensorboard(self.best_valid_score)
         return self.best_valid_score, self.best_valid_result
+
+    def _tell_sample(self, valid_data) -> None:
+        """How well the validations know what they choose by: of n users a share has a standard error up to .5 / sqrt(n)."""
+        users = len(valid_data._dataset.inter_feat[valid_data._dataset.uid_field].unique())
+        taken = min(users, EvaluationSettings.of_config(self.config).valid_users or users)
+        self.logger.info(
+            f"Validations take {taken} of {users} users: the standard error of a hit rate there is up to "
+            f"{0.5 / math.sqrt(taken):.3f}" + ("; valid_users takes more" if taken < users else "")
+        )
 
     def _train_step(self, train_data, interaction, steps_per_epoch: int, accumulation: int) -> np.ndarray:
         """One batch forward and backward, and the optimizer's step where enough batches have come together."""

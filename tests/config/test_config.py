@@ -28,6 +28,7 @@ from recbole_llm.errors import UserError
 PROPERTIES = registry.properties_folder()
 QUICKSTART = PROPERTIES / "quickstart.yaml"  # settings of a run, not defaults
 RECBOLE = PROPERTIES / "recbole.yaml"  # marks of RecBole's own keys
+PRESETS = {*(PROPERTIES / "preset").rglob("*.yaml")}  # settings of published recipes, see test_presets.py
 DATA = os.environ.get("RECBOLE_LLM_DATA")
 CODE = "__import__('os').environ.__setitem__('RECBOLE_LLM_EVALUATED', '1')"
 
@@ -60,7 +61,9 @@ def message(*args, **kwargs) -> str:
 # --- the YAML files are the schema ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", sorted({*PROPERTIES.rglob("*.yaml")} - {QUICKSTART, RECBOLE}), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted({*PROPERTIES.rglob("*.yaml")} - PRESETS - {QUICKSTART, RECBOLE}), ids=lambda file: file.stem
+)
 def test_every_key_of_ours_says_type_and_meaning_and_has_a_default_that_fits(file):
     group = file.relative_to(PROPERTIES).with_suffix("").as_posix()
     keys = read_schema()[group]
@@ -255,7 +258,7 @@ def test_our_files_lie_over_recboles():
     [
         ("retrieval", "uni99", ["NDCG", "Hit"], [10, 20], "Hit@10"),
         ("generation", "uni19", ["Hit"], [1], "Hit@1"),
-        ("full", "full", ["NDCG", "Recall", "MRR"], [10], "NDCG@10"),
+        ("full", "full", ["NDCG", "Recall", "MRR", "MRR@all"], [10], "NDCG@10"),
     ],
 )
 @pytest.mark.parametrize("model", ["LLMSRec", "SASRec"])
@@ -358,11 +361,12 @@ def test_a_stock_model_knows_the_keys_of_its_file_and_of_its_source():
         ({"beta": -1}, ["beta must be a number >= 0, not -1"]),
         ({"beta": "abc"}, ["beta must be a number >= 0, not 'abc'"]),
         ({"epochs": 1.5}, ["epochs must be a whole number > 0, not 1.5"]),
-        ({"valid_users": 0}, ["valid_users must be a whole number > 0 or None, not 0"]),
+        ({"valid_users": 0}, ["valid_users must be a whole number > 0 or a text or None, not 0"]),
+        ({"valid_users": "some"}, ["valid_users must be a whole number > 0, auto or None, not 'some'"]),
         ({"learning_rate_decay": 0}, ["must be a number in (0, 1], not 0"]),
         ({"tuning": "lroa"}, ["tuning must be one of frozen, lora, full, not 'lroa'; did you mean 'lora'?"]),
         ({"candidate_sampling": "x"}, ["must be one of non_interacted, recbole"]),
-        ({"teacher_training": "prefx"}, ["must be one of causal, prefix", "did you mean 'prefix'?"]),
+        ({"teacher_training": "prefx"}, ["must be one of causal, prefix, binary", "did you mean 'prefix'?"]),
         ({"item_text": 5}, ["item_text must be a list such as [a, b], not 5"]),
         ({"topk": [10, 0]}, ["topk must be a whole number > 0 or a list of values > 0"]),
         ({"topk": [1.5]}, ["topk must be whole numbers"]),

@@ -36,9 +36,9 @@ OTHER = {
     "gpu_id": "1",
     "timestamp_format": "none",
 }
-# What RecBole sets, or refuses; and keys of one protocol.
+# What RecBole sets, or refuses; keys of one protocol; and the recipes, which test_presets.py is about.
 OF_CUTS = {"valid_from": 0.5, "test_from": 0.95, "unseen": "keep", "test_targets": "all"}
-NOT_GIVEN = {"train_neg_sample_args", "repeatable", "like_threshold", *OF_CUTS} | {
+NOT_GIVEN = {"train_neg_sample_args", "repeatable", "like_threshold", "preset", *OF_CUTS} | {
     name for name, key in known_keys("LLMSTAR").items() if key.section == "Processes"
 }
 SET_BY_RECBOLE = {"device", "single_spec", "local_rank", "nproc", "world_size", "group_offset", "offset", "ip", "port"}

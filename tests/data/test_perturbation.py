@@ -78,3 +78,23 @@ def test_draw_negatives_is_seeded():
 def test_no_negatives_at_all():
     perturbed, parents = draw_negatives(np.ones((2, 5), dtype=np.int64), np.array([5, 5]), np.random.default_rng(0))
     assert perturbed.shape == (0, 5) and parents.shape == (0,)
+
+
+def test_several_windows_are_shuffled_within_themselves():
+    from recbole_llm.data.perturbation import draw_negatives, shuffle_windows
+
+    items, rng = np.arange(1, 13), np.random.default_rng(0)
+    moved = []
+    for _ in range(200):
+        shuffled = shuffle_windows(items, 3, 3, None, rng)
+        assert [sorted(part) for part in shuffled.reshape(4, 3).tolist()] == items.reshape(4, 3).tolist()
+        assert (shuffled.reshape(4, 3) != items.reshape(4, 3)).any(axis=1).all(), "each window has another order"
+        one = shuffle_windows(items, 3, 3, 2, rng)
+        moved.append((one.reshape(4, 3) != items.reshape(4, 3)).any(axis=1))
+    assert (np.sum(moved, axis=1) == 2).all() and (np.mean(moved, axis=0) > 0.3).all()
+    lengths = {tuple(np.flatnonzero(shuffle_windows(items, 2, 5, 1, rng) != items)) for _ in range(200)}
+    assert len({places[-1] - places[0] + 1 for places in lengths}) > 2, "windows of varying lengths"
+    assert all(shuffle_windows(np.array(constant), 2, 5, None, rng) is None for constant in ([1], [1, 1]))
+    same = [draw_negatives(items[None], np.array([12]), np.random.default_rng(4), window=2)[0] for _ in range(1)]
+    again = draw_negatives(items[None], np.array([12]), np.random.default_rng(4), window=2, windows_shuffled=1)[0]
+    assert (same[0] == again).all(), "the default is one window anywhere"

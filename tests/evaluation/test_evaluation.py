@@ -32,7 +32,14 @@ from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
 from recbole_llm.evaluation.candidates import CandidateSampler, draw_candidates
 from recbole_llm.evaluation.evaluate import evaluate_ranking, sample_rows
 from recbole_llm.evaluation.protocols import EvaluationSettings, evaluation_mode
-from recbole_llm.evaluation.ranking import metrics_from_ranks, per_user, rank_in_catalogue, rank_of_target, split_metric
+from recbole_llm.evaluation.ranking import (
+    is_per_user,
+    metrics_from_ranks,
+    per_user,
+    rank_in_catalogue,
+    rank_of_target,
+    split_metric,
+)
 from recbole_llm.evaluation.significance import auc_test, paired_test
 from recbole_llm.evaluation.stock_scores import stock_scores
 from recbole_llm.loss.softmax import target_counts
@@ -857,3 +864,11 @@ def test_holm():
     # Sorted: .01 * 3, max(.03, .02 * 2) = .04, max(.04, .04 * 1) = .04
     assert significance.holm({"a": 0.04, "b": 0.01, "c": 0.02}) == pytest.approx({"a": 0.04, "b": 0.03, "c": 0.04})
     assert significance.holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+
+
+def test_mrr_without_a_cut_off_counts_every_rank():
+    ranks = np.array([1, 4, 50])
+    values = metrics_from_ranks(ranks, ["MRR", "MRR@all"], [10])
+    assert values == {"mrr@10": pytest.approx((1 + 1 / 4) / 3), "mrr@all": pytest.approx((1 + 1 / 4 + 1 / 50) / 3)}
+    assert split_metric("MRR@all") == split_metric("mrr@all") and is_per_user("mrr@all")
+    assert per_user(ranks, *split_metric("mrr@all")).tolist() == [1, 1 / 4, 1 / 50]

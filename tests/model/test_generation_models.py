@@ -15,6 +15,7 @@ from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidates import draw_candidates, shuffled_columns
 from recbole_llm.evaluation.evaluate import evaluate_ranking
 from recbole_llm.evaluation.ranking import rank_of_target
+from recbole_llm.quick_start import default_protocol
 from recbole_llm.recommender.generation import CandidateGenerator
 from recbole_llm.trainer.staged import StagedRecommender
 
@@ -346,3 +347,74 @@ def test_a_comparison_of_all_models_in_one_form(form, small_data, sentence_encod
         assert rows[-1]["trained_parameters"] == 0
     adapters = {path.parent.name.split("-")[0] for path in Path("saved").glob("*/adapter")}
     assert adapters == {"TALLRec", "LLaRA", "CoLLM", "RSLLM"}
+
+
+# Published forms of prompts and answers
+
+
+@pytest.mark.parametrize(
+    ("answer", "exact", "substring"),
+    [
+        ("Toy Story", "toy story", "toy story"),
+        ("1. Toy Story", None, "toy story"),
+        ('I recommend "Toy Story"', None, "toy story"),
+        ("Toy Story or Heat", None, None),  # two candidates
+        ("Fargo", None, None),
+        ("", None, None),
+    ],
+)
+def test_an_answer_may_name_a_candidate_by_holding_its_title(answer, exact, substring):
+    generator = object.__new__(CandidateGenerator)
+    for generator.match, named in (("exact", exact), ("substring", substring)):
+        assert generator.named_title(answer, ["toy story", "heat", "alien"]) == named
+
+
+def read_prompt(model, batch):
+    names = {-1: " <V>", -4: " <M>"}
+    tokenizer, text, run = model.backbone.tokenizer, "", []
+    for token in batch.tokens[: batch.offsets[1]].tolist():
+        if token >= 0:
+            run.append(token)
+        else:
+            text, run = text + tokenizer.decode(run) + names[token], []
+    return text + tokenizer.decode(run)
+
+
+def test_title_prompts_say_ranks_and_dates_and_leave_quotes_or_titles_out(make_model):
+    common = {**BY_GENERATION, "lora_dropout": 0.0}
+    _, model, splits = make_model("TALLRec", **common, title_details=True)
+    rows = rows_of(splits["test"], 1)
+    candidates = np.array([[1, 2, 3]])
+    form, texts = model.form, splits["test"].item_texts
+    batch = form.prompts.prompts(*model.history_items(rows), candidates, times=form.history_times(rows))
+    shown = rows["item_id_list"][0][: rows["item_length"][0]].tolist()[-10:]
+    times = rows["timestamp_list"][0][: rows["item_length"][0]].numpy()[-10:]
+    dates = splits["test"].item_dates(times)
+    listed = ",".join(
+        f' Item No.{rank}, Time: {date}, "{texts[item]}"' for rank, (date, item) in enumerate(zip(dates, shown, strict=True), 1)
+    )
+    assert listed in read_prompt(model, batch)
+    # What a long prompt loses, the ranks lose too.
+    short = form.prompts.prompts(*model.history_items(rows), candidates, times=form.history_times(rows))
+    form.prompts.settings = replace(form.prompts.settings, max_prompt_tokens=int(short.lengths[0]) - 5)
+    cut = read_prompt(model, form.prompts.prompts(*model.history_items(rows), candidates, times=form.history_times(rows)))
+    assert f'Item No.1, Time: {dates[1]}, "{texts[shown[1]]}"' in cut and f"No.{len(shown)}," not in cut
+
+    _, model, _ = make_model("TALLRec", **common, title_quotes=False)
+    batch = model.form.prompts.prompts(*model.history_items(rows), candidates)
+    assert ",".join(f" {texts[item]}" for item in shown) in read_prompt(model, batch) and '"' not in read_prompt(model, batch)
+    answer = model.backbone.tokenizer.decode(model.form.prompts.answers(np.array([1]))[0], skip_special_tokens=True)
+    assert answer == f" {texts[1]}" and CandidateGenerator.title_in(answer) == texts[1].casefold()
+
+    _, model, _ = make_model("RSLLM", **common, show_titles=False, recompute_activations=False)
+    model.show_vectors(True)
+    text = read_prompt(model, model.form.prompts.prompts(*model.history_items(rows), candidates))
+    assert ",".join([" <M> <V>"] * len(shown)) in text and texts[1] not in text and "candidates are <M> <V>, <M> <V>" in text
+    assert texts[1] in model.backbone.tokenizer.decode(model.form.prompts.answers(np.array([1]))[0])
+    with pytest.raises(UserError, match="show_titles: False leaves nothing of an item"):
+        make_model("TALLRec", **common, show_titles=False)
+
+
+def test_rsllm_generates_where_nothing_else_is_said(tmp_path):
+    assert default_protocol(["RSLLM"], {}) == "generation"
+    assert default_protocol(["RSLLM"], {"recommend_by": "retrieval"}) == "retrieval"

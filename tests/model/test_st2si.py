@@ -47,20 +47,25 @@ def last_rows(model, count=4):
     return rows_of(model._dataset, count)
 
 
+def words_of(backbone, text):
+    return backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def plain_state(model, items, instruction=None):
     """The hidden state at the end of one prompt, by the plain LLM: its pieces are tokenized here, one by one."""
     backbone = model.backbone
-    tokens = list(backbone.prefix_ids)
+    tokens = []
+    query = words_of(backbone, ".") if model.query_ids else [-1]
 
     def words(text):
-        return backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return words_of(backbone, text)
 
     if instruction:
-        tokens += words(instruction)
+        tokens += words(instruction + " ")
     for place, item in enumerate(items):
-        tokens += words(" " + model._dataset.item_texts[item])
+        tokens += words(model._dataset.item_texts[item])
         if place == len(items) - 1 or model.prompts.settings.queries == "all":
-            tokens.append(-1)
+            tokens += query
     ids = torch.tensor(tokens)
     embeddings = torch.where((ids < 0)[:, None], model.query, backbone.embedding(ids.clamp(min=0)))
     return backbone.model(inputs_embeds=embeddings[None], use_cache=False).last_hidden_state[0, -1]
@@ -104,7 +109,7 @@ def test_ablations_differ_only_where_they_should(make):
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), models["all", True].parameters(), strict=True))
         assert len(model.loss_names) == len(losses[key]) == (2 if key[1] else 1)
         text = model.backbone.tokenizer.decode(model.prompts.alignments(np.array([1])).tokens[:-1])
-        assert text.startswith("<s>Please give the ID")
+        assert text.startswith("Please give the ID of the following item: ")
     rows = last_rows(models["last", False])
     lengths = rows["item_length"].numpy()
     for alignment in (True, False):
@@ -195,15 +200,18 @@ def test_scoring_ways_agree(make):
     assert by_counts.ranks.tolist() == by_scores.ranks.tolist() and len(set(by_counts.ranks.tolist())) > 5
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora", "frozen", "ilp"])
-def test_what_is_trained(make, tuning):
-    _, model, _ = make(tuning=tuning, lora_dropout=0.0)
+@pytest.mark.parametrize(
+    ("tuning", "query_text"),
+    [("full", "."), ("lora", "."), ("frozen", "."), ("ilp", "."), ("full", None), ("ilp", None)],
+)
+def test_what_is_trained(make, tuning, query_text):
+    _, model, _ = make(tuning=tuning, query_text=query_text, lora_dropout=0.0)
     model.train()
     model.seed_step(0)
     sum(model.calculate_loss(last_rows(model))).backward()
     moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     llm = {name for name in moved if name.startswith("encoder.backbone.causal_lm.")}
-    assert moved - llm == ({"head.weight"} if tuning == "ilp" else {"head.weight", "query"})
+    assert moved - llm == ({"head.weight"} if query_text else {"head.weight", "query"}), "a learned [Q] is trained"
     assert moved | {"query"} == set(model.trained_parameters())
     assert bool(llm) is (tuning in ("full", "lora")) and all("lora_" in name for name in llm) is (tuning != "full")
     total = sum(name.startswith("encoder.backbone.causal_lm.") for name, _ in model.named_parameters())
@@ -393,9 +401,9 @@ def run(data, *arguments):
 
 def test_beside_a_stock_model_under_full_ranking(chain_data, capsys):
     rows = run(chain_data, "--model=SASRec,ST2SI", "--epochs=1", "--SASRec.epochs=1", "--per_user_file=u.tsv")
-    assert rows["SASRec"].keys() == {"ndcg@10", "recall@10", "mrr@10"}
-    assert rows["ST2SI"].keys() == {"ndcg@10", "recall@10", "mrr@10", "ilp_accuracy@1", "ilp_accuracy@5"}
-    assert Path("u.tsv").read_text().startswith("model\tseed\tuser\trank\tndcg@10\trecall@10\tmrr@10\n")
+    assert rows["SASRec"].keys() == {"ndcg@10", "recall@10", "mrr@10", "mrr@all"}
+    assert rows["ST2SI"].keys() == {"ndcg@10", "recall@10", "mrr@10", "mrr@all", "ilp_accuracy@1", "ilp_accuracy@5"}
+    assert Path("u.tsv").read_text().startswith("model\tseed\tuser\trank\tndcg@10\trecall@10\tmrr@10\tmrr@all\n")
     assert "ilp_accuracy@1" in capsys.readouterr().out
     among_20 = run(chain_data, "--model=ST2SI", "--epochs=1", "--protocol=generation", "--id_alignment=False")
     assert among_20["ST2SI"].keys() == {"hit@1"}

@@ -27,6 +27,7 @@ def make(contract_settings, sentence_encoder):
 
     def build(name, **settings):
         settings = {**contract_settings, "valid_metric": "NDCG@3", "eval_args": {"mode": "uni4"}, **WINDOW, **settings}
+        settings |= {"recommend_by": "retrieval"} if name == "RSLLM" else {}
         config = make_config(name, "chain", config_dict=settings_for(name, settings, list(MODELS)))
         data = SharedData()
         splits, train = data.splits(config), data.train(config)

@@ -277,3 +277,19 @@ def test_data_without_ratings_gets_one_sentence(chain_data, tmp_path, capsys):
     path.write_text("\n".join([header + "\trating:float", first + "\t", *(line + "\t4" for line in rest)]) + "\n")
     assert run(tmp_path) == 2
     assert "chain.inter:2 has no number as rating" in capsys.readouterr().err
+
+
+def test_the_published_form_ends_in_a_line_of_its_own(make_model):
+    """TALLRec's own wording: lists in quotation marks, and the answer behind a line break."""
+    settings = {**YES_NO, "preset": "own"}
+    del settings["yes_no_prompt"], settings["lora_dropout"]
+    _, model, splits = make_model("TALLRec", **settings)
+    tokenizer, prompts = model.backbone.tokenizer, model.prompts
+    history, lengths = model.history_items(splits["test"].inter_feat[:1])
+    batch = model.form.user_prompts(splits["test"].inter_feat[:1])
+    text = tokenizer.decode(batch.tokens[batch.tokens >= 0])
+    answers = [tokenizer.decode([*batch.tokens[-1:], answer]) for answer in model.form.yes_no.answers]
+    assert "### Input:\nUser Preference:" in text and "\nUser Unpreference:" in text
+    assert text.rstrip("\n").endswith('"?\n\n### Response:') and 'answering "Yes." or "No.".' in text
+    assert prompts.settings.history_length == 10
+    assert all(answer.lstrip(":\n")[:1] in ("N", "Y") for answer in answers), answers

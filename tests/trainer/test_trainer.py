@@ -125,6 +125,9 @@ def test_cosine_schedule(make_model):
     assert trainer._learning_rate(19, 11) > trainer._learning_rate(21, 11) == pytest.approx(0.2)
     trainer.learning_rate = 0.1  # of a stage, say
     assert [trainer._learning_rate(step, 10) for step in (4, 19)] == [0.1, 0.1]
+    trainer, *_ = trainer_of(make_model, **schedule | {"learning_rate_schedule": "linear"}, warmup_steps=4)
+    rates = [trainer._learning_rate(step, 10) for step in (3, 4, 9, 14, 19)]
+    assert rates == pytest.approx([1.0, 1.0, 0.8 * 2 / 3 + 0.2, 0.8 / 3 + 0.2, 0.2])
 
 
 def test_warm_up_as_a_share_of_all_steps(make_model):
