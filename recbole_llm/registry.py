@@ -90,6 +90,11 @@ MODELS: dict[str, Entry] = {
         properties="model/ST2SI.yaml",
         paper="Zhai et al., Learning Transition Patterns by LLMs for Sequential Recommendation (ST2SI), 2025",
     ),
+    "LLMRec": Entry(
+        model="recbole_llm.model.llmrec:LLMRec",
+        properties="model/LLMRec.yaml",
+        paper="Tang et al., One Model for All: LLMs are Domain-Agnostic Recommendation Systems (LLM-Rec), 2023",
+    ),
     "ZeroShot": Entry(
         model="recbole_llm.model.zeroshot:ZeroShot",
         properties="model/ZeroShot.yaml",

@@ -54,6 +54,7 @@ def contract_settings(tmp_path_factory):
         "alignment_epochs": 1,
         "train_targets": "last",
         "train_candidates": 4,
+        "train_negatives": 3,
         "train_batch_size": 5,
         "accumulation_steps": 1,
         "warmup_steps": 0,
