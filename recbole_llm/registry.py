@@ -95,6 +95,11 @@ MODELS: dict[str, Entry] = {
         properties="model/LLMRec.yaml",
         paper="Tang et al., One Model for All: LLMs are Domain-Agnostic Recommendation Systems (LLM-Rec), 2023",
     ),
+    "MoRec": Entry(
+        model="recbole_llm.model.morec:MoRec",
+        properties="model/MoRec.yaml",
+        paper="Yuan et al., Where to Go Next for Recommender Systems? ID- vs. Modality-based Models (MoRec), SIGIR 2023",
+    ),
     "ZeroShot": Entry(
         model="recbole_llm.model.zeroshot:ZeroShot",
         properties="model/ZeroShot.yaml",

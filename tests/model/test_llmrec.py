@@ -95,13 +95,13 @@ def test_stored_item_vectors_are_as_wide_as_the_states(make, tiny_settings, tmp_
 
     settings = {
         **{key: tiny_settings[key] for key in ("data_path", "checkpoint_dir", "eval_args", "topk", "valid_metric", "use_gpu")},
-        **{"model": "SASRec,LLMRec", "dataset": "chain", "LLMRec.epochs": 1, "SASRec.epochs": 1, "LLMRec.eval_step": 1, "show_progress": False},
-        **{"backbone": "tiny", "LLMRec.train_targets": "last", "train_negatives": 3},
+        **{"model": "SASRec,LLMRec", "dataset": "chain", "LLMRec.epochs": 1, "SASRec.epochs": 1, "LLMRec.eval_step": 1},
+        **{"show_progress": False, "backbone": "tiny", "LLMRec.train_targets": "last", "train_negatives": 3},
     }
     assert cli.main(["run", *(f"--{key}={value}" for key, value in settings.items())]) == 0
     (folder,) = (tmp_path / "saved").glob("LLMRec-*")
     first = load(folder)
-    history = [first.history_of("1")]
+    history = [first.history_of("u1")]
     found = first.recommend(histories=history, topk=3)
     assert (folder / ITEM_VECTORS).is_file()
     again = load(folder)
