@@ -100,6 +100,12 @@ MODELS: dict[str, Entry] = {
         properties="model/MoRec.yaml",
         paper="Yuan et al., Where to Go Next for Recommender Systems? ID- vs. Modality-based Models (MoRec), SIGIR 2023",
     ),
+    "Recformer": Entry(
+        model="recbole_llm.model.recformer:Recformer",
+        trainer="recbole_llm.trainer.item_matrix:ItemMatrixTrainer",
+        properties="model/Recformer.yaml",
+        paper="Li et al., Text Is All You Need: Learning Language Representations for SR (Recformer), KDD 2023",
+    ),
     "ZeroShot": Entry(
         model="recbole_llm.model.zeroshot:ZeroShot",
         properties="model/ZeroShot.yaml",

@@ -96,7 +96,7 @@ class MoRec(BackboneRecommender):
     def _fetch_backbone(self, config: Config) -> None:
         """The encoder's files are fetched where it is read."""
 
-    def _load_encoder(self, config: Config, settings: EncoderSettings) -> TextEncoder:
+    def _load_encoder(self, config: Config, dataset: TextSequentialDataset, settings: EncoderSettings) -> TextEncoder:
         own = self.settings
         transformer = load_text_transformer(own.sentence_encoder, own.device)
         return TextEncoder(transformer, settings, own.text_pooling, own.max_item_tokens)

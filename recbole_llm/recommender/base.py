@@ -157,7 +157,7 @@ class BackboneRecommender(SequentialRecommender):
             self._prepare_before_backbone(config, dataset)
         # Whether something was trained just now, or found, must not decide how our own weights begin.
         init_seed(settings.seed, settings.reproducibility)
-        self.encoder = encoder or self._load_encoder(config, settings.encoder())
+        self.encoder = encoder or self._load_encoder(config, dataset, settings.encoder())
         self.progress, self.stage = 0.0, 0
         self._trained_names: list[str] | None = None
         self._dataset = dataset
@@ -170,7 +170,7 @@ class BackboneRecommender(SequentialRecommender):
         """Have the LLM's files at hand."""
         fetch_backbone(config)
 
-    def _load_encoder(self, config: Config, settings: EncoderSettings) -> Any:
+    def _load_encoder(self, config: Config, dataset: TextSequentialDataset, settings: EncoderSettings) -> Any:
         """Read the LLM. What is returned has it as ``backbone``, and ``counts`` of the tokens that were given to it."""
         return PromptEncoder(load_backbone(config), settings)
 
