@@ -65,7 +65,8 @@ def check(configs: Iterable[Config], data: SharedData, tests: Iterable[Sequence[
         for test in (config, *further):
             check_catalogue(test)
         if is_ours(config["model"]):
-            once((config["backbone"], config["backbone_revision"], _without_seed(config)), fetch_backbone, config)
+            if reads_llm(config):
+                once((config["backbone"], config["backbone_revision"], _without_seed(config)), fetch_backbone, config)
             source_configs(config)
             if config["teacher"]:
                 once(("teacher", id(config)), teacher_config, config)
@@ -92,6 +93,11 @@ class Once:
         if key not in self._results:
             self._results[key] = function(*arguments)
         return self._results[key]
+
+
+def reads_llm(config: Config) -> bool:
+    """Whether a model of ours reads the LLM of the key ``backbone``, and not a text encoder of its own."""
+    return getattr(get_model(config["model"]), "has_llm", True)
 
 
 def _without_seed(config: Config) -> str:
@@ -242,7 +248,7 @@ def check_prompts(config: Config, train: TextSequentialDataset, once: Once) -> N
     Raises:
         UserError: no tokenizer, or no room for an item.
     """
-    if config["endpoint_url"]:
+    if config["endpoint_url"] or not reads_llm(config):
         return
     llm = config["backbone"], config["backbone_revision"]
     text_side = once(llm, load_text_side, config)

@@ -206,7 +206,7 @@ class TrainedRecommender:
             return
         file, identity = self.folder / ITEM_VECTORS, self._identity_of_vectors()
         stored = checkpoint.read_tensors_of(file, identity) if file.is_file() else None
-        shape = (self.model.n_items, form.settings.representation_size)
+        shape = (self.model.n_items, form.size)
         if stored is not None and stored.keys() == {"items"} and tuple(stored["items"].shape) == shape:
             form.item_table.fill(stored["items"].to(self.config["device"]))
         else:

@@ -95,6 +95,22 @@ MODELS: dict[str, Entry] = {
         properties="model/HLLM.yaml",
         paper="Chen et al., HLLM: Enhancing Sequential Recommendations via Hierarchical Large Language Models, 2024",
     ),
+    "LLMRec": Entry(
+        model="recbole_llm.model.llmrec:LLMRec",
+        properties="model/LLMRec.yaml",
+        paper="Tang et al., One Model for All: LLMs are Domain-Agnostic Recommendation Systems (LLM-Rec), 2023",
+    ),
+    "MoRec": Entry(
+        model="recbole_llm.model.morec:MoRec",
+        properties="model/MoRec.yaml",
+        paper="Yuan et al., Where to Go Next for Recommender Systems? ID- vs. Modality-based Models (MoRec), SIGIR 2023",
+    ),
+    "Recformer": Entry(
+        model="recbole_llm.model.recformer:Recformer",
+        trainer="recbole_llm.trainer.item_matrix:ItemMatrixTrainer",
+        properties="model/Recformer.yaml",
+        paper="Li et al., Text Is All You Need: Learning Language Representations for SR (Recformer), KDD 2023",
+    ),
     "ZeroShot": Entry(
         model="recbole_llm.model.zeroshot:ZeroShot",
         properties="model/ZeroShot.yaml",

@@ -17,6 +17,7 @@ from recbole_llm.data.shared import SharedData
 from recbole_llm.evaluation.evaluate import ScoreRows
 from recbole_llm.evaluation.stock_scores import stock_scores
 from recbole_llm.loading import load_data_and_model
+from recbole_llm.preflight import reads_llm
 from recbole_llm.quick_start import run_model
 from recbole_llm.registry import is_ours
 from recbole_llm.teacher import stock
@@ -51,7 +52,8 @@ def identity(name: str, config: Config, data: SharedData) -> dict[str, Any]:
     """What tells a trained model from others, known before it is trained; for JSON."""
     train, settings = data.splits(config)["train"], deciding_settings(config)
     if is_ours(config["model"]):
-        fingerprint, settings = train.text_fingerprint, {**settings, "llm": fetch_backbone(config)}
+        llm = {"llm": fetch_backbone(config)} if reads_llm(config) else {}
+        fingerprint, settings = train.text_fingerprint, {**settings, **llm}
     else:
         fingerprint, settings = train.column_fingerprint, {**settings, "training": config["teacher_training"] or "prefix"}
     return {

@@ -22,6 +22,7 @@ import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,53 @@ def sentence_encoder_source(name: str | os.PathLike = DEFAULT_SENTENCE_ENCODER, 
         UserError: an encoder that does not exist or cannot be fetched.
     """
     return _locate(os.fspath(name), revision)[1]
+
+
+@dataclass(frozen=True)
+class TextTransformer:
+    """The transformer of an encoder with its tokenizer, to be trained.
+
+    Attributes:
+        model: gives ``last_hidden_state``, float32, in training mode; a pooler of its own is not used.
+        tokenizer: its tokenizer.
+        max_tokens: longest text, in tokens with the tokenizer's own.
+        lower_case: whether texts are put into lower case before they are tokenized.
+        identity: what tells it from another; plain values, for JSON.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_tokens: int
+    lower_case: bool
+    identity: dict[str, Any]
+
+
+def load_text_transformer(name: str | os.PathLike, device: str | torch.device = "cpu") -> TextTransformer:
+    """Read the transformer of an encoder, or any folder of a BERT-like model; what comes after it in the folder is left out.
+
+    Args:
+        name: as for :func:`load_sentence_encoder`.
+        device: where it runs.
+
+    Raises:
+        UserError: as :func:`load_sentence_encoder`.
+    """
+    name = os.fspath(name)
+    folder, identity = _locate(name, None)
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
+        torch.default_generator.manual_seed(0)  # a pooler that the folder lacks
+        _refuse_code_and_pickles(folder, name)
+        kind, place = _modules(folder, name)[0]
+        if kind != "Transformer":
+            raise UserError(f"sentence_encoder: {name} begins with {kind}, not with a Transformer; choose another encoder.")
+        check_weight_indexes(place, "sentence_encoder", name)
+        _check_transformer(place, name)
+        model = _read_model(place, name)
+        tokenizer = _read_tokenizer(place, name, model.get_input_embeddings().weight.shape[0])
+        settings = _read_json(next(iter(sorted(place.glob("sentence_*_config.json"))), place / "none"), name, {})
+        max_tokens = _max_tokens(settings, tokenizer, model)
+    lower_case = bool(settings.get("do_lower_case"))
+    return TextTransformer(model.to(torch.device(device)).train(), tokenizer, max_tokens, lower_case, identity)
 
 
 def _locate(name: str, revision: str | None) -> tuple[Path, dict[str, Any]]:

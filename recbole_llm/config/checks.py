@@ -159,9 +159,6 @@ def fitted(key: Key, value: Any, where: str) -> Any:
 def _unknown(name: str, model: str, known: Iterable[str], config: Any, where: str) -> str:
     """Say what is wrong with a key that the model does not know."""
     schema = read_schema()
-    owners = [other for other in registry.models() if name in llm_keys(other, schema)]
-    if owners:
-        return f"'{name}' is a key of {', '.join(owners)}, not of {model} ({where})."
     settings = {**config.internal_config_dict, **config.external_config_dict}
     teacher = settings.get("teacher")
     if registry.is_ours(model) and isinstance(teacher, str) and name in stock_model_keys(teacher, None):
@@ -169,6 +166,9 @@ def _unknown(name: str, model: str, known: Iterable[str], config: Any, where: st
             f"'{name}' is a key of the teacher {teacher}, not of {model}: "
             f"write teacher_settings: {{{name}: ...}} ({where})."
         )
+    owners = [other for other in registry.models() if name in llm_keys(other, schema)]
+    if owners:
+        return f"'{name}' is a key of {', '.join(owners)}, not of {model} ({where})."
     return f"unknown key '{name}' ({where}){did_you_mean(name, known) or '; --help lists the keys.'}"
 
 

@@ -245,6 +245,23 @@ def read_item_attributes(
     """Return item token -> the texts of its ``text_fields`` in an ``.item`` file, cleaned, those that are empty left out.
 
     Raises:
+        UserError: see :func:`read_named_attributes`.
+    """
+    named = read_named_attributes(path, id_field, text_fields, separator, encoding, key)
+    return {token: tuple(text for _, text in pairs) for token, pairs in named.items()}
+
+
+def read_named_attributes(
+    path: str | os.PathLike,
+    id_field: str,
+    text_fields: Sequence[str],
+    separator: str = "\t",
+    encoding: str = "utf-8",
+    key: str = "item_text",
+) -> dict[str, tuple[tuple[str, str], ...]]:
+    """As :func:`read_item_attributes`, each text with the field that it is of: item token -> (field, text), ...
+
+    Raises:
         UserError: as ``read_table``; or a field is absent, an id is missing or stands on two lines.
     """
     path = Path(path)
@@ -277,7 +294,11 @@ def read_item_attributes(
         if types[field] == "float":
             column = ["" if np.isnan(number) else f"{number:.15g}" for number in column]
         parts.append([clean_text(text) for text in column])
-    return {token: tuple(filter(None, row)) for token, row in zip(tokens, zip(*parts, strict=True), strict=True)}
+    rows = zip(*parts, strict=True)
+    return {
+        token: tuple((field, text) for field, text in zip(text_fields, row, strict=True) if text)
+        for token, row in zip(tokens, rows, strict=True)
+    }
 
 
 def check_ids(table: Table, field: str) -> None:

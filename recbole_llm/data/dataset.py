@@ -474,6 +474,18 @@ class TextSequentialDataset(SequentialDataset):
         tokens = self.field2id_token[self.iid_field].tolist()
         return [(), *(found.get(token, ()) for token in tokens[1:])]
 
+    def item_attribute_names(self) -> list[tuple[str, ...]]:
+        """The field of the ``.item`` file that each text of ``item_attributes`` is of; an item's id is its first field's."""
+        settings = self._settings
+        named = atomic.read_named_attributes(
+            self.item_file, self.iid_field, settings.item_text, settings.field_separator, settings.encoding
+        )
+        names = []
+        for token, texts in zip(self.field2id_token[self.iid_field].tolist(), self.item_attributes, strict=True):
+            fields = tuple(field for field, _ in named.get(token, ()))
+            names.append(fields if len(fields) == len(texts) else tuple(settings.item_text[: len(texts)]))
+        return names
+
     def _collect_user_items(self) -> Ragged:
         users = self.inter_feat[self.uid_field].to_numpy().astype(np.int64)
         items = self.inter_feat[self.iid_field].to_numpy().astype(np.int64)

@@ -36,3 +36,32 @@ def in_batch_loss(scores: Tensor, targets: Tensor, left_out: Tensor, log_expecte
     own = torch.zeros_like(left_out).scatter(1, targets[:, None], True)
     corrected = (scores - log_expected_counts).masked_fill(left_out & ~own, float("-inf"))
     return functional.cross_entropy(corrected, targets)
+
+
+def popularity_debiased_loss(
+    scores: Tensor, targets: Tensor, left_out: Tensor, log_popularity: Tensor, occurrences: Tensor
+) -> Tensor:
+    r"""In-batch softmax over every occurrence of an item in a batch, debiased by the items' popularity (MoRec's public code).
+
+    .. math::
+        L = - \frac{1}{P} \sum_p \log \frac{e^{s_p(t_p)}}{e^{s_p(t_p)} + \sum_{j \notin I_p} n_j e^{s_p(j)}},
+            \qquad s_p(j) = s(u_p, j) - \log p_j
+
+    An item of the batch that occurs :math:`n_j` times is as many candidates; the target is one, however often it occurs.
+
+    Args:
+        scores: s(u, j) of distinct items, ``[P, C]``.
+        targets: column of each row's target, int64 ``[P]``.
+        left_out: where an item is in I_p, the row's own sequence, bool ``[P, C]``; the target's column is not asked.
+        log_popularity: log of each item's share of the training interactions, ``[C]``.
+        occurrences: n, how often each item occurs in the batch, ``[C]``.
+
+    Returns:
+        scalar.
+
+    References:
+        Yuan et al., "Where to Go Next for Recommender Systems? ID- vs. Modality-based Recommender Models Revisited", SIGIR
+        2023; the loss is that of https://github.com/westlake-repl/IDvs.MoRec, inbatch_sasrec_e2e_text.
+    """
+    own = torch.zeros_like(left_out).scatter(1, targets[:, None], True)
+    return in_batch_loss(scores, targets, left_out, log_popularity - torch.where(own, 0.0, occurrences.log()))

@@ -79,8 +79,7 @@ class PromptBuilder:
         self.settings = settings
         self.format_dates = format_dates
         self.table = PieceTable(encode)
-        limit = settings.max_item_tokens
-        self._title = self.table.append_texts(item_texts, limit)
+        self._title = self._title_pieces(item_texts)
         self.catalog = len(item_texts)
         self._prefix, self._slot, self._out = self.table.append(
             [list(prefix_ids), slot_tokens(settings.item_vectors, settings.marker), [OUT_TOKEN] * settings.out_tokens]
@@ -111,6 +110,10 @@ class PromptBuilder:
             "item": int(self.table.lengths[[self._prefix, self._item_header]].sum()),
         }
 
+    def _title_pieces(self, texts: Sequence[str]) -> np.ndarray:
+        """Piece numbers of items' texts as they stand in a prompt, int64 ``[len(texts)]``."""
+        return self.table.append_texts(texts, self.settings.max_item_tokens)
+
     def check_fits(self) -> None:
         """Check that the longest item fits into a user prompt and an item prompt.
 
@@ -135,8 +138,7 @@ class PromptBuilder:
             UserError: one is so long that no prompt has room for it.
         """
         first = len(self._title)
-        limit = self.settings.max_item_tokens
-        self._title = np.concatenate([self._title, self.table.append_texts(texts, limit)])
+        self._title = np.concatenate([self._title, self._title_pieces(texts)])
         self.check_fits()
         return np.arange(first, len(self._title), dtype=np.int64)
 

@@ -137,10 +137,12 @@ class BackboneRecommender(SequentialRecommender):
     Attributes:
         encoder: runs prompts through the LLM.
         stage: number of the present stage of training, from 0.
+        has_llm: whether it reads the LLM of the key ``backbone``, and not a text encoder of its own.
         stored_files: files in ``checkpoint_dir`` that it reads beside its own folder, such as stored hidden states.
     """
 
     input_type = InputType.POINTWISE
+    has_llm = True
     stored_files: Sequence[Path] = ()
     loss_names: tuple[str, ...] = ()
 
@@ -151,11 +153,11 @@ class BackboneRecommender(SequentialRecommender):
             raise UserError("nproc: the LLM recommenders train in one process; leave nproc and world_size unset.")
         self.teacher_run: StockRun | None = None
         if encoder is None:
-            fetch_backbone(config)  # before anything is trained
+            self._fetch_backbone(config)  # before anything is trained
             self._prepare_before_backbone(config, dataset)
         # Whether something was trained just now, or found, must not decide how our own weights begin.
         init_seed(settings.seed, settings.reproducibility)
-        self.encoder = encoder or PromptEncoder(load_backbone(config), settings.encoder())
+        self.encoder = encoder or self._load_encoder(config, dataset, settings.encoder())
         self.progress, self.stage = 0.0, 0
         self._trained_names: list[str] | None = None
         self._dataset = dataset
@@ -163,6 +165,14 @@ class BackboneRecommender(SequentialRecommender):
         self.fingerprint = dataset.text_fingerprint
         self.seed = settings.seed
         self.rng = np.random.default_rng(self.seed)
+
+    def _fetch_backbone(self, config: Config) -> None:
+        """Have the LLM's files at hand."""
+        fetch_backbone(config)
+
+    def _load_encoder(self, config: Config, dataset: TextSequentialDataset, settings: EncoderSettings) -> Any:
+        """Read the LLM. What is returned has it as ``backbone``, and ``counts`` of the tokens that were given to it."""
+        return PromptEncoder(load_backbone(config), settings)
 
     def _prepare_before_backbone(self, config: Config, dataset: TextSequentialDataset) -> None:
         """Train or load whatever the LLM learns from, before the LLM takes its memory."""

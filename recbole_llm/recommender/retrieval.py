@@ -95,6 +95,11 @@ class RetrievalForm(Form):
         return request.replace("{goal}", settings.prompt_goal)
 
     @property
+    def size(self) -> int:
+        """Width of the representations."""
+        return self.settings.representation_size
+
+    @property
     def item_table(self) -> ItemTable:
         """Item representations under the current weights."""
         if self._table is None:

@@ -64,6 +64,8 @@ def another(key: Key) -> Any:
         return [*(value or []), "z"] if not value or isinstance(value[0], str) else [entry / 2 for entry in value]
     if key.types[:1] == ("bool",):
         return True
+    if key.types[:1] == ("float",):
+        return 0.5
     return 3 if key.types[:1] == ("int",) else f"{value}z"
 
 

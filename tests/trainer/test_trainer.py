@@ -130,6 +130,32 @@ def test_cosine_schedule(make_model):
     assert rates == pytest.approx([1.0, 1.0, 0.8 * 2 / 3 + 0.2, 0.8 / 3 + 0.2, 0.2])
 
 
+def test_linear_schedule(make_model):
+    schedule = {"learning_rate_schedule": "linear", "learning_rate_min": 0.2, "epochs": 2, "learning_rate": 1.0}
+    trainer, *_ = trainer_of(make_model, **schedule, warmup_steps=4)
+    rates = [trainer._learning_rate(step, 10) for step in (1, 3, 4, 7, 19)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 1 - 0.8 * 3 / 15, 0.2])
+
+
+def test_a_model_may_have_learning_rates_of_its_own_for_parts(make_model):
+    """A factor by name; and the state of the optimizer stays with its parameter."""
+    trainer, train, *_ = trainer_of(make_model, learning_rate=0.01, adam_eps=1e-3)
+    trainer.model.learning_rate_factor = lambda name: 0.5 if name.startswith("user") else 1.0
+    trainer.optimizer = trainer._build_optimizer()
+    assert [group["factor"] for group in trainer.optimizer.param_groups[:2]] == [1.0, 0.5]
+    assert {group["eps"] for group in trainer.optimizer.param_groups} == {1e-3}
+    trainer._train_step(train, train._dataset.inter_feat[torch.arange(4)], 10, 1)
+    rates = {
+        id(parameter): group["lr"] for group in trainer.optimizer.param_groups for parameter in group["params"]
+    }
+    trained = trainer.model.trained_parameters()
+    assert {name: rates[id(parameter)] for name, parameter in trained.items()} == {
+        name: 0.005 if name.startswith("user") else 0.01 for name in trained
+    }
+    order = [id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]]
+    assert order == list(map(id, trained.values()))
+
+
 def test_warm_up_as_a_share_of_all_steps(make_model):
     trainer, *_ = trainer_of(make_model, warmup_steps=0.25, epochs=2, learning_rate=1.0, learning_rate_decay=1.0)
     assert [trainer._learning_rate(step, 8) for step in (0, 1, 3, 4, 15)] == [0.25, 0.5, 1.0, 1.0, 1.0]
