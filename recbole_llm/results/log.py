@@ -23,6 +23,7 @@ from recbole.utils.logger import log_colors_config
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_llm.errors import UserError, first_line, is_full_disk
+from recbole_llm.processes import group as processes
 
 LOGS, TENSORBOARD = Path("log"), Path("log_tensorboard")
 FILE_ONLY = {"file_only": True}  # ``extra`` of a message that is for the log file alone
@@ -106,11 +107,14 @@ class _Waiting(logging.Handler):
 
 
 def start_console(level: str | None) -> None:
-    """Send messages to the console, and keep them for the log files of the runs to come."""
-    LOGS.mkdir(parents=True, exist_ok=True)  # or say so before anything is trained
+    """Send messages to the console, and keep them for the log files of the runs to come; of several processes, the main one's."""
     root = getLogger()
     for handler in root.handlers[:]:
         root.removeHandler(handler)
+    if not processes.is_main():
+        root.addHandler(logging.NullHandler())
+        return
+    LOGS.mkdir(parents=True, exist_ok=True)  # or say so before anything is trained
     number = getattr(logging, str(level or "info").upper(), logging.INFO)
     console = logging.StreamHandler()
     form = "%(log_color)s%(asctime)-15s %(levelname)s  %(message)s"
@@ -147,6 +151,9 @@ def run_log(model: str, name: str) -> Iterator[Path]:
     """
     root = getLogger()
     file = LOGS / model / f"{_plain_name(name)}.log"
+    if not processes.is_main():
+        yield file
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(file, encoding="utf-8")
     handler.setFormatter(_Uncolored("%(asctime)-15s %(levelname)s  %(message)s", "%a %d %b %Y %H:%M:%S"))
@@ -211,7 +218,7 @@ def tracked(name: str, settings: Mapping[str, Any]) -> Iterator[None]:
         name: of the run.
         settings: all of them, plain.
     """
-    if not settings.get("log_wandb"):
+    if not settings.get("log_wandb") or not processes.is_main():
         yield
         return
     check_tracker(True)
@@ -229,8 +236,38 @@ def tracked(name: str, settings: Mapping[str, Any]) -> Iterator[None]:
     wandb.finish()
 
 
+@contextmanager
+def main_writes() -> Iterator[None]:
+    """Within the context, RecBole's trainers of the main process alone open a TensorBoard file."""
+    if processes.is_main():
+        yield
+        return
+    from recbole.trainer import trainer  # where its trainers look for it
+
+    opened = trainer.get_tensorboard
+    trainer.get_tensorboard = lambda _logger: _NoWriter()
+    try:
+        yield
+    finally:
+        trainer.get_tensorboard = opened
+
+
+class _NoWriter:
+    """In the place of a TensorBoard writer: writes nothing."""
+
+    def add_scalar(self, *_: Any) -> None:
+        """Write nothing."""
+
+    add_hparams = add_scalar
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 def note_settings(name: str, settings: Mapping[str, Any], backbone: Mapping[str, Any] | None = None) -> None:
     """Write all settings to the log file and to TensorBoard, and what the LLM is to the log file."""
+    if not processes.is_main():
+        return
     text = yaml.safe_dump(dict(settings), allow_unicode=True)
     log_to_files(f"Settings of {name}:\n{text}", logging.INFO)
     if backbone is not None:
@@ -241,6 +278,8 @@ def note_settings(name: str, settings: Mapping[str, Any], backbone: Mapping[str,
 
 def note_result(name: str, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
     """Write the metrics of the test to TensorBoard, and to an open run of Weights & Biases."""
+    if not processes.is_main():
+        return
     with SummaryWriter(str(TENSORBOARD / _plain_name(name))) as writer:
         for metric, value in metrics.items():
             writer.add_scalar(f"Test/{metric}", value, step)
