@@ -1,0 +1,91 @@
+"""Several processes give what one gives: losses, weights, metrics and the users' ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import crew
+import polars as pl
+import pytest
+from safetensors.torch import load_file
+
+# SGD: Adam divides by a gradient's size, and makes a step of what is zero but for rounding.
+SETTINGS = {
+    "dataset": "chain", "backbone": "tiny", "backbone_dtype": "float32", "topk": "[1,5]", "valid_metric": "Hit@5",
+    "eval_args": "{mode: uni9}", "epochs": 1, "eval_step": 1, "valid_users": 10, "train_batch_size": 24, "learner": "sgd",
+    "learning_rate": 0.01, "history_length": 4, "use_gpu": False, "show_progress": False, "results_file": "results.json",
+    "per_user_file": "users.tsv",
+}  # fmt: skip
+HEADS = {"head_hidden_size": 16, "representation_size": 8}
+TEACHER = {
+    "item_projection_hidden_size": 16,
+    "teacher_settings": "{epochs: 1, hidden_size: 8, inner_size: 16, n_layers: 1, train_batch_size: 256}",
+}
+MODELS = {
+    "LLMSTAR": {**HEADS, **TEACHER},
+    "TALLRec": {**HEADS, "lora_dropout": 0, "accumulation_steps": 2},
+    "ST2SI": {"tuning": "full", "eval_args": "{mode: full}"},
+    "LLMSRec": {**HEADS, **TEACHER, "train_targets": "window", "negatives": "in_batch", "micro_batch_tokens": 300},
+    "LLaRA": {**TEACHER, "lora_dropout": 0, "recommend_by": "generation", "decode": "greedy", "train_candidates": 4},
+    "CoLLM": {**HEADS, **TEACHER, "lora_dropout": 0, "clip_grad_norm": "{max_norm: 0.1}"},
+    "RSLLM": {**TEACHER, "lora_dropout": 0, "recommend_by": "generation", "decode": "likelihood", "train_candidates": 4},
+}
+
+
+def job(model: str, data: Path, folder: Path, processes: int = 1, **more: Any) -> crew.Job:
+    """The run of a model."""
+    of_job = {name: more.pop(name) for name in ("disturbed", "by", "once", "words_of") if name in more}
+    settings = {"model": model, "data_path": data, **SETTINGS, **MODELS.get(model, {}), **more}
+    return crew.Job(["run", *(f"--{key}={value}" for key, value in settings.items())], str(folder), processes, **of_job)
+
+
+def assert_same(one: Path, other: Path, tolerance: float = 1e-5) -> None:
+    """What two folders of runs hold is the same but for rounding."""
+    runs = sorted(path.parent.name for path in one.glob("saved/*/run.json"))
+    assert runs and runs == sorted(path.parent.name for path in other.glob("saved/*/run.json"))
+    assert (one / "users.tsv").read_text() == (other / "users.tsv").read_text()
+    for name in runs:
+        folders = [folder / "saved" / name for folder in (one, other)]
+        curves, records = ([json.loads((folder / file).read_text()) for folder in folders] for file in ("curve.json", "run.json"))
+        for point, same in zip(*curves, strict=True):
+            assert point["losses"] == pytest.approx(same["losses"], rel=tolerance, abs=tolerance)
+            assert point["valid"] == same["valid"]
+        assert records[0]["metrics"] == records[1]["metrics"] and records[0]["test_set"] == records[1]["test_set"]
+        ranks, others = (pl.read_parquet(folder / "ranks.parquet") for folder in folders)
+        assert ranks.equals(others)
+        weights, same = (load_file(folder / "model.safetensors") for folder in folders)
+        assert weights.keys() == same.keys()
+        for key, value in weights.items():
+            assert value.tolist() == pytest.approx(same[key].tolist(), abs=tolerance) if value.dim() < 2 else (
+                (value - same[key]).abs().max() <= tolerance
+            ), key
+        assert sorted(path.name for path in folders[0].rglob("*")) == sorted(path.name for path in folders[1].rglob("*"))
+
+
+def compare(model: str, processes: int, data: Path, folder: Path) -> None:
+    """One process and several: the same, and the main process alone speaks."""
+    one, several = folder / "one", folder / "several"
+    ended = crew.run([job(model, data, one), job(model, data, several, processes)], folder)
+    for run in ended:
+        assert set(run.codes) == {0}, run.errors
+    assert_same(one, several)
+    assert model in ended[1].outputs[0]
+    assert ended[1].outputs[1:] == ended[1].errors[1:] == [""] * (processes - 1)
+    assert len(list(several.glob("log_tensorboard/*/*"))) == len(list(one.glob("log_tensorboard/*/*")))
+
+
+def test_two_processes_give_what_one_gives(chain_data, tmp_path):
+    compare("LLMSTAR", 2, chain_data, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [model for model in MODELS if model != "LLMSTAR"])
+def test_every_form_on_two_processes(model, chain_data, tmp_path):
+    compare(model, 2, chain_data, tmp_path)
+
+
+@pytest.mark.slow
+def test_four_processes(chain_data, tmp_path):
+    compare("LLMSTAR", 4, chain_data, tmp_path)
