@@ -1,7 +1,7 @@
 """The processes of a run: who they are, what the first one decides, and what happens where one fails.
 
-All processes run the same program on the same data with the same seed: they draw the same batches, negatives and candidates. The
-work of the LLM is shared (:mod:`recbole_llm.processes.tensors`); files, log and console belong to the first process, rank 0, the
+All processes run the same program on the same data with the same seed: they draw the same batches, negatives and candidates.
+The work of the LLM is shared (:mod:`recbole_llm.processes.tensors`); files, log and console belong to the first process, the
 main one. With one process every function here does nothing, or what its name says.
 """
 

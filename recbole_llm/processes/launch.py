@@ -32,8 +32,8 @@ def launch(command: Sequence[str], settings: Mapping[str, Any]) -> int:
 
     Args:
         command: the words of the command, the keys of processes among them or not.
-        settings: ``nproc`` processes on this machine of ``world_size`` on all machines, ``group_offset`` of which run on machines
-            before this one; ``ip`` and ``port`` of the first machine.
+        settings: ``nproc`` processes on this machine of ``world_size`` on all machines, ``group_offset`` of which run on
+            machines before this one; ``ip`` and ``port`` of the first machine.
 
     Raises:
         UserError: numbers that do not fit together, or machines that did not come.
@@ -66,9 +66,8 @@ def launch(command: Sequence[str], settings: Mapping[str, Any]) -> int:
         rdzv_configs={"rank": offset // nproc, "timeout": 900},
         max_restarts=0,
     )
-    words = [word for word in _without_keys(command)]
     try:
-        elastic_launch(config, sys.executable)("-m", "recbole_llm", *words)
+        elastic_launch(config, sys.executable)("-m", "recbole_llm", *_without_keys(command))
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         return next((code for code in codes if code > 0), 1)

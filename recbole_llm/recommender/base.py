@@ -150,8 +150,8 @@ class BackboneRecommender(SequentialRecommender):
         settings = select(ModelSettings, config)
         if not settings.single_spec:
             raise UserError(
-                "nproc: RecBole's own start of several processes does not serve LLM recommenders: start run_recbole_llm.py with "
-                "--nproc, or by torchrun."
+                "nproc: RecBole's own start of several processes does not serve LLM recommenders: give --nproc to "
+                "run_recbole_llm.py, or start it by torchrun."
             )
         processes.check_started()
         self.teacher_run: StockRun | None = None

@@ -107,7 +107,7 @@ class _Waiting(logging.Handler):
 
 
 def start_console(level: str | None) -> None:
-    """Send messages to the console, and keep them for the log files of the runs to come; of several processes, the main one's."""
+    """Send messages to the console, and keep them for log files of runs to come; of several processes, the main one's."""
     root = getLogger()
     for handler in root.handlers[:]:
         root.removeHandler(handler)

@@ -78,11 +78,9 @@ def _run(job: Job) -> dict[str, Any]:
         if job.by == "SIGSTOP" and set(range(job.processes)) - set(codes) == {job.disturbed}:
             os.kill(children[job.disturbed], signal.SIGKILL)  # nobody waits for it any more
         time.sleep(0.02)
-    texts = {
-        name: [(folder / f"{name}{rank}").read_text(errors="replace") for rank in range(job.processes)] for name in ("out", "err")
-    }
-    codes_in_order = [codes[rank] for rank in range(job.processes)]
-    return asdict(Ended(codes_in_order, texts["out"], texts["err"], time.monotonic() - begun))
+    seconds, ranks = time.monotonic() - begun, range(job.processes)
+    outputs, errors = ([(folder / f"{name}{rank}").read_text(errors="replace") for rank in ranks] for name in ("out", "err"))
+    return asdict(Ended([codes[rank] for rank in ranks], outputs, errors, seconds))
 
 
 def _start(job: Job, folder: Path, rank: int, port: int) -> int:

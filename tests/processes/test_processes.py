@@ -18,6 +18,7 @@ SETTINGS = {
     "learning_rate": 0.01, "history_length": 4, "use_gpu": False, "show_progress": False, "results_file": "results.json",
     "per_user_file": "users.tsv",
 }  # fmt: skip
+FILES = "curve.json", "run.json"
 HEADS = {"head_hidden_size": 16, "representation_size": 8}
 TEACHER = {
     "item_projection_hidden_size": 16,
@@ -26,7 +27,7 @@ TEACHER = {
 MODELS = {
     "LLMSTAR": {**HEADS, **TEACHER},
     "TALLRec": {**HEADS, "lora_dropout": 0, "accumulation_steps": 2},
-    "ST2SI": {"tuning": "full", "eval_args": "{mode: full}"},
+    "ST2SI": {"tuning": "full", "eval_args": "{mode: full}", "valid_metric": "NDCG@5"},
     "LLMSRec": {**HEADS, **TEACHER, "train_targets": "window", "negatives": "in_batch", "micro_batch_tokens": 300},
     "LLaRA": {**TEACHER, "lora_dropout": 0, "recommend_by": "generation", "decode": "greedy", "train_candidates": 4},
     "CoLLM": {**HEADS, **TEACHER, "lora_dropout": 0, "clip_grad_norm": "{max_norm: 0.1}"},
@@ -46,9 +47,9 @@ def assert_same(one: Path, other: Path, tolerance: float = 1e-5) -> None:
     runs = sorted(path.parent.name for path in one.glob("saved/*/run.json"))
     assert runs and runs == sorted(path.parent.name for path in other.glob("saved/*/run.json"))
     assert (one / "users.tsv").read_text() == (other / "users.tsv").read_text()
-    for name in runs:
-        folders = [folder / "saved" / name for folder in (one, other)]
-        curves, records = ([json.loads((folder / file).read_text()) for folder in folders] for file in ("curve.json", "run.json"))
+    for run in runs:
+        folders = [folder / "saved" / run for folder in (one, other)]
+        curves, records = ([json.loads((folder / name).read_text()) for folder in folders] for name in FILES)
         for point, same in zip(*curves, strict=True):
             assert point["losses"] == pytest.approx(same["losses"], rel=tolerance, abs=tolerance)
             assert point["valid"] == same["valid"]
