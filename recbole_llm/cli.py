@@ -40,6 +40,8 @@ recbole-llm: LLM-based sequential recommenders in RecBole
       from which interrupted runs would go on
 """
 
+INTERRUPTED = "Interrupted: what was trained is kept; the same command with --resume=True goes on with the rest."
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code."""
@@ -73,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         lost = ending.lost_processes()
-        if lost is not None:  # a launcher ends the other processes where one was lost
+        if lost is not None and INTERRUPTED not in lost:  # a launcher ends the other processes where one was lost
             return _fail(f"Error: {lost}", 1)
-        return _fail("Interrupted: what was trained is kept; the same command with --resume=True goes on with the rest.")
+        return _fail(INTERRUPTED)
     except Exception as error:
         sentence = sentence_for(error)
         if sentence is None:

@@ -60,10 +60,12 @@ def start(cpu: bool, timeout: float) -> None:
     from accelerate import PartialState  # heavy, and of use to several processes alone
 
     rank, size = environment.rank(), environment.size()
-    store = _meet(rank, size, timeout)
     gpu = not cpu and torch.cuda.is_available()
+    if gpu and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
+        raise UserError(f"nproc: this machine has {torch.cuda.device_count()} GPUs; start as many processes, or fewer, on it.")
+    store = _meet(rank, size, timeout)
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    watch = Watch(distributed.PrefixStore("watch", store), rank, size, timeout, "the launcher" if agent else "process 0")
+    watch = Watch(distributed.PrefixStore("watch", store), rank, size, timeout, kept_by_main=not agent)
     distributed.init_process_group(
         "nccl" if gpu else "gloo",
         store=distributed.PrefixStore("group", store),

@@ -76,14 +76,14 @@ class Watch:
         rank: of this process.
         size: number of processes.
         timeout: seconds after which silence means that a process is lost.
-        host: what to say of the store where it does not answer: who keeps it.
+        kept_by_main: whether process 0 keeps the store, and not the launcher.
     """
 
-    def __init__(self, store: Any, rank: int, size: int, timeout: float, host: str) -> None:
+    def __init__(self, store: Any, rank: int, size: int, timeout: float, kept_by_main: bool = False) -> None:
         self.rank, self.size, self.timeout = rank, size, timeout
         self._own: dict[str, Any] = {"arrived": 0, "failed": None, "code": 1, "failures": 0, "ended": False, "beat": 0}
         self._own |= {"pid": os.getpid(), "place": _place(), "machine": socket.gethostname()}
-        self._host, self._store, self._lock = host, store.clone(), threading.Lock()
+        self._kept_by_main, self._store, self._lock = kept_by_main, store.clone(), threading.Lock()
         begun = time.monotonic()
         self.peers = {other: Peer(other, f"process {other}", begun) for other in range(size) if other != rank}
         self._answered, self._stopped = begun, threading.Event()
@@ -115,19 +115,25 @@ class Watch:
     def end(self) -> None:
         """Tell the others that this process ends, and wait for a moment until they have read it."""
         self._own["ended"] = True
+        if self._store_is_silent():
+            self._stopped.set()
+            return
         until = time.monotonic() + _LAST_WORDS
         while self.look() and time.monotonic() < until:
             if all(peer.ended or self._reason(peer) for peer in self.peers.values()):
                 break
             time.sleep(0.05)
         self._stopped.set()
+        if self.rank == 0:  # which may keep the store that the others are still asking
+            time.sleep(0.3)
 
     # The others
 
     def lost(self) -> dict[int, str]:
         """The processes that were lost: why, by their numbers."""
-        if time.monotonic() - self._answered > self.timeout:
-            return {0: f"{self._host} does not answer"}
+        if self._store_is_silent():
+            keeper = self.peers[0].name if self._kept_by_main and 0 in self.peers else "the launcher"
+            return {0: f"{keeper} has given no sign of life for {self.timeout:g} s"}
         reasons = {rank: self._reason(peer) for rank, peer in self.peers.items()}
         return {rank: f"{self.peers[rank].name} {reason}" for rank, reason in reasons.items() if reason}
 
@@ -163,6 +169,9 @@ class Watch:
         if self.lost() or any(peer.ended for peer in self.peers.values()):
             return False
         return True if all(peer.failures >= failures for peer in self.peers.values()) else None
+
+    def _store_is_silent(self) -> bool:
+        return time.monotonic() - self._answered > self.timeout
 
     def _reason(self, peer: Peer) -> str | None:
         if peer.ended:

@@ -111,6 +111,7 @@ def _start(job: Job, folder: Path, rank: int, port: int) -> int:
 
 
 if __name__ == "__main__":
+    os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as in a process that a launcher starts
     import recbole_llm.cli
     import recbole_llm.quick_start  # noqa: F401
 

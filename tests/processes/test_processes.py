@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,28 +66,55 @@ def assert_same(one: Path, other: Path, tolerance: float = 1e-5) -> None:
         assert sorted(path.name for path in folders[0].rglob("*")) == sorted(path.name for path in folders[1].rglob("*"))
 
 
-def compare(model: str, processes: int, data: Path, folder: Path) -> None:
+Runs = dict[str, tuple[crew.Ended, Path]]
+
+
+def run_all(jobs: dict[str, crew.Job], folder: Path, seconds: float) -> Runs:
+    """How jobs end and their folders, by their names. One process imports the library for all of them."""
+    ended = crew.run(list(jobs.values()), folder, seconds)
+    return {name: (end, Path(jobs[name].folder)) for name, end in zip(jobs, ended, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def fast(chain_data, tmp_path_factory) -> Runs:
+    folder = tmp_path_factory.mktemp("fast")
+    jobs = {name: job("LLMSTAR", chain_data, folder / name, processes) for name, processes in (("one", 1), ("two", 2))}
+    jobs["mistake"] = job("TALLRec", chain_data, folder / "mistake", 2, valid_metric="Hit@7")
+    return run_all(jobs, folder, 300)
+
+
+@pytest.fixture(scope="module")
+def slow(chain_data, tmp_path_factory) -> Runs:
+    folder = tmp_path_factory.mktemp("slow")
+    jobs = {
+        f"{model}-{processes}": job(model, chain_data, folder / f"{model}-{processes}", processes)
+        for model in MODELS
+        for processes in ((1, 4) if model == "LLMSTAR" else (1, 2))
+    }
+    return run_all(jobs, folder, 3000)
+
+
+def check(one: tuple[crew.Ended, Path], several: tuple[crew.Ended, Path], model: str) -> None:
     """One process and several: the same, and the main process alone speaks."""
-    one, several = folder / "one", folder / "several"
-    ended = crew.run([job(model, data, one), job(model, data, several, processes)], folder)
-    for run in ended:
-        assert set(run.codes) == {0}, run.errors
-    assert_same(one, several)
-    assert model in ended[1].outputs[0]
-    assert ended[1].outputs[1:] == ended[1].errors[1:] == [""] * (processes - 1)
-    assert len(list(several.glob("log_tensorboard/*/*"))) == len(list(one.glob("log_tensorboard/*/*")))
+    for ended, _ in (one, several):
+        assert set(ended.codes) == {0}, ended.errors
+    assert_same(one[1], several[1])
+    assert model in several[0].outputs[0]
+    assert set(several[0].outputs[1:]) == set(several[0].errors[1:]) == {""}
+    assert len(list(several[1].glob("log_tensorboard/*/*"))) == len(list(one[1].glob("log_tensorboard/*/*")))
 
 
-def test_two_processes_give_what_one_gives(chain_data, tmp_path):
-    compare("LLMSTAR", 2, chain_data, tmp_path)
+def test_two_processes_give_what_one_gives(fast):
+    check(fast["one"], fast["two"], "LLMSTAR")
+
+
+def test_a_mistake_of_all_is_told_once(fast):
+    ended, _ = fast["mistake"]
+    assert ended.codes == [2, 2]
+    assert re.fullmatch(r"Error: valid_metric.*\n", ended.errors[0]) and ended.errors[1] == ""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [model for model in MODELS if model != "LLMSTAR"])
-def test_every_form_on_two_processes(model, chain_data, tmp_path):
-    compare(model, 2, chain_data, tmp_path)
-
-
-@pytest.mark.slow
-def test_four_processes(chain_data, tmp_path):
-    compare("LLMSTAR", 4, chain_data, tmp_path)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_form(model, slow):
+    check(slow[f"{model}-1"], slow[f"{model}-{4 if model == 'LLMSTAR' else 2}"], model)
