@@ -103,7 +103,8 @@ def test_a_process_is_lost(case, lost_and_found):
     (processes, disturbed, by), name = case, "-".join(map(str, case))
     (ended, folder), (resumed, _), (undisturbed, whole) = (lost_and_found[key] for key in (name, f"{name} rest", "whole"))
     speaker = 0 if disturbed else 1
-    print(f"{processes} processes, process {disturbed} by {by}: {ended.seconds:.1f} s, {ended.errors[speaker].splitlines()[-1:]}")
+    told = ended.errors[speaker].splitlines()[-1:]
+    print(f"{processes} processes, process {disturbed} by {by}: {ended.seconds:.1f} s, {told}")
     others = [code for rank, code in enumerate(ended.codes) if rank != disturbed]
     sentences = [line for text in ended.errors for line in text.splitlines() if line.startswith(("Error", "Interrupted"))]
     assert len(sentences) == 1 and sentences[0] in ended.errors[speaker] and "Traceback" not in "".join(ended.errors)
