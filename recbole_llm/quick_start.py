@@ -34,7 +34,7 @@ from recbole_llm.evaluation.ranking import is_per_user, metrics_from_ranks
 from recbole_llm.evaluation.stock_scores import stock_predictions, stock_scores
 from recbole_llm.fused import Fusions, KeepScores, check_parts, check_ranked
 from recbole_llm.lock import held
-from recbole_llm.processes import environment
+from recbole_llm.processes import environment, launch
 from recbole_llm.processes import group as processes
 from recbole_llm.registry import is_ours
 from recbole_llm.results import log, run
@@ -43,8 +43,6 @@ from recbole_llm.results.run import read_curve
 from recbole_llm.teacher import stock
 from recbole_llm.trainer.checkpoint import load_trained_weights
 from recbole_llm.trainer.trainer import LLMTrainer
-
-PROCESS_KEYS = ("nproc", "world_size", "ip", "port", "group_offset")  # of RecBole's, by which processes are started
 
 
 def compare(
@@ -153,7 +151,7 @@ def meet_processes(settings: dict[str, Any], config_file_list: Sequence[str] | N
     """
     together = {**_of_files(config_file_list), **settings}
     timeout = together.get("process_timeout", read_schema()["overall"]["process_timeout"].default)
-    remaining = {key: value for key, value in settings.items() if key not in PROCESS_KEYS}
+    remaining = {key: value for key, value in settings.items() if key not in launch.KEYS}
     if environment.size() == 1:
         started = next((key for key in ("nproc", "world_size") if (together.get(key) or 1) not in (1, "1")), None)
         if started is not None:
