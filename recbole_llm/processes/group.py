@@ -65,7 +65,7 @@ def start(cpu: bool, timeout: float) -> None:
         raise UserError(f"nproc: this machine has {torch.cuda.device_count()} GPUs; start as many processes, or fewer, on it.")
     store = _meet(rank, size, timeout)
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    watch = Watch(distributed.PrefixStore("watch", store), rank, size, timeout, kept_by_main=not agent)
+    watch = Watch(distributed.PrefixStore("run", store), rank, size, timeout, kept_by_main=not agent)
     distributed.init_process_group(
         "nccl" if gpu else "gloo",
         store=distributed.PrefixStore("group", store),
@@ -237,11 +237,9 @@ def _raise_if_failed(text: str) -> None:
 def _wait_for(key: str, meeting: int) -> str:
     group, begun = joined(), time.monotonic()
     while True:
-        try:
-            if group.store.check([key]):
-                return group.store.get(key).decode()
-        except RuntimeError as error:
-            explain(error, meeting)
+        found = group.watch.ask(key)
+        if found is not None:
+            return found
         group.watch.check(meeting, begun, patient=True)
         time.sleep(_POLL)
 

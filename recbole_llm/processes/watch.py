@@ -83,10 +83,13 @@ class Watch:
         self.rank, self.size, self.timeout = rank, size, timeout
         self._own: dict[str, Any] = {"arrived": 0, "failed": None, "code": 1, "failures": 0, "ended": False, "beat": 0}
         self._own |= {"pid": os.getpid(), "place": _place(), "machine": socket.gethostname()}
-        self._kept_by_main, self._store, self._lock = kept_by_main, store.clone(), threading.Lock()
+        self._kept_by_main, self._store = kept_by_main, store.clone()
+        self._wanted: str | None = None
+        self._found: str | None = None
         begun = time.monotonic()
         self.peers = {other: Peer(other, f"process {other}", begun) for other in range(size) if other != rank}
-        self._answered, self._stopped = begun, threading.Event()
+        self._answered, self._stopped, self._woken = begun, threading.Event(), threading.Event()
+        self._rounds = 0
         self._look()
         self._thread = threading.Thread(target=self._run, name="signs of life", daemon=True)
         self._thread.start()
@@ -181,32 +184,45 @@ class Watch:
         silence = time.monotonic() - peer.seen
         return f"has given no sign of life for {self.timeout:g} s" if silence > self.timeout else None
 
-    def _run(self) -> None:
-        while not self._stopped.wait(min(1.0, self.timeout / 5)):
-            self.look()
+    def ask(self, key: str) -> str | None:
+        """What the store has under ``key``; None where it is not known so far: ask again."""
+        if self._wanted != key:
+            self._wanted, self._found = key, None
+        self._woken.set()
+        return self._found
 
     def look(self) -> bool:
-        """Tell and look now; whether the store answered."""
-        with suppress(Exception):  # whatever a store that is gone raises; its silence is noticed by the time
-            self._look()
-            return True
-        return False
+        """Tell and look now, in the thread: the store of a frozen process never answers. Whether it did."""
+        rounds, until = self._rounds, time.monotonic() + min(2.0, self.timeout)
+        while self._rounds < rounds + 2 and self._thread.is_alive() and time.monotonic() < until:  # one may be under way
+            self._woken.set()
+            time.sleep(0.01)
+        return self._rounds >= rounds + 2
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._woken.wait(min(1.0, self.timeout / 5))
+            self._woken.clear()
+            with suppress(Exception):  # whatever a store that is gone raises; its silence is noticed by the time
+                self._look()
+                if self._wanted is not None and self._found is None and self._store.check([self._wanted]):
+                    self._found = self._store.get(self._wanted).decode()
+                self._rounds += 1
 
     def _look(self) -> None:
-        with self._lock:
-            self._own["beat"] += 1
-            self._store.set(f"life/{self.rank}", json.dumps(self._own))
-            ranks = [rank for rank in self.peers if self.peers[rank].beat or self._store.check([f"life/{rank}"])]
-            found = self._store.multi_get([f"life/{rank}" for rank in ranks]) if ranks else []
-            self._answered = time.monotonic()
-            for rank, text in zip(ranks, found, strict=True):
-                peer, told = self.peers[rank], json.loads(text)
-                if told["beat"] != peer.beat:
-                    peer.seen, peer.beat = self._answered, told["beat"]
-                peer.place, peer.pid, peer.arrived = told["place"], told["pid"], told["arrived"]
-                peer.failed, peer.code, peer.failures = told["failed"], told["code"], told["failures"]
-                peer.ended = told["ended"]
-                peer.name = f"process {rank} (pid {peer.pid} on {told['machine']})"
+        self._own["beat"] += 1
+        self._store.set(f"life/{self.rank}", json.dumps(self._own))
+        ranks = [rank for rank in self.peers if self.peers[rank].beat or self._store.check([f"life/{rank}"])]
+        found = self._store.multi_get([f"life/{rank}" for rank in ranks]) if ranks else []
+        self._answered = time.monotonic()
+        for rank, text in zip(ranks, found, strict=True):
+            peer, told = self.peers[rank], json.loads(text)
+            if told["beat"] != peer.beat:
+                peer.seen, peer.beat = self._answered, told["beat"]
+            peer.place, peer.pid, peer.arrived = told["place"], told["pid"], told["arrived"]
+            peer.failed, peer.code, peer.failures = told["failed"], told["code"], told["failures"]
+            peer.ended = told["ended"]
+            peer.name = f"process {rank} (pid {peer.pid} on {told['machine']})"
 
 
 @lru_cache
