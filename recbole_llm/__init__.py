@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 # oneDNN, which multiplies bfloat16 matrices on CPU, keeps 1,024 prepared multiplications, one for each shape that it met.
 # Ragged prompts give a new shape at every step: memory would grow by gigabytes. It looks here when it is first used.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+# A process that others wait for and that is lost is told in a sentence: without PyTorch's warnings of each connection to it.
+if "RANK" in os.environ:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 from wrapt import register_post_import_hook  # noqa: E402
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from recbole_llm._version import __version__
 from recbole_llm.errors import UserError, closest, say, sentence_for
+from recbole_llm.processes import ending, environment
 
 USAGE = """\
 recbole-llm: LLM-based sequential recommenders in RecBole
@@ -38,6 +39,8 @@ recbole-llm: LLM-based sequential recommenders in RecBole
       show what killed runs left and no run reads any more, with sizes; --yes removes it, --unfinished counts the states
       from which interrupted runs would go on
 """
+
+INTERRUPTED = "Interrupted: what was trained is kept; the same command with --resume=True goes on with the rest."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,15 +67,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command not in commands:
             near, known = closest(command, commands), tuple(commands)
             raise UserError(f"unknown command {command!r}" + (f"; did you mean {near}?" if near else f"; choose {known}."))
+        if command != "run" and environment.size() > 1:
+            raise UserError(f"{command} is for one process, and {environment.size()} were launched together: start one.")
         with _signals_as_interrupts():
-            return commands[command](rest)
+            code = commands[command](rest)
+        ending.leave(None, code)
+        return code
     except KeyboardInterrupt:
-        return _fail("Interrupted: what was trained is kept; the same command with --resume=True goes on with the rest.")
+        lost = ending.lost_processes()
+        if lost is not None and INTERRUPTED not in lost:  # a launcher ends the other processes where one was lost
+            return _fail(f"Error: {lost}", 1)
+        return _fail(INTERRUPTED)
     except Exception as error:
         sentence = sentence_for(error)
         if sentence is None:
+            ending.leave(f"{type(error).__name__}: {error}", 1, error)
             raise
-        return _fail(f"Error: {sentence}")
+        return _fail(f"Error: {sentence}", getattr(error, "code", 2))
 
 
 @contextmanager
@@ -103,6 +114,7 @@ def run(argv: Sequence[str]) -> int:
     from recbole_llm.config.first_look import first_look
     from recbole_llm.config.help import help_text
     from recbole_llm.config.schema import load_yaml
+    from recbole_llm.processes import launch
 
     settings = parse_command_line(argv)
     if settings.pop("help", False):
@@ -126,6 +138,9 @@ def run(argv: Sequence[str]) -> int:
     results_file, per_user_file = setting("results_file"), setting("per_user_file")
 
     first_look(models, str(dataset), settings, files)
+    together = {**from_files, **settings}
+    if launch.is_asked(together):
+        return launch.launch(["run", *argv], together)
 
     from recbole_llm.quick_start import compare
     from recbole_llm.results import files as results
@@ -146,6 +161,8 @@ def run(argv: Sequence[str]) -> int:
             results.write_per_user(rows, per_user_file)
 
     rows = compare(models, str(dataset), seeds, files, settings, on_row=keep)
+    if environment.rank() != 0:
+        return 0  # the main process has the rows
     keep(rows)
     say()
     say(report.format_table(rows))
@@ -331,7 +348,9 @@ def _seeds(value: Any) -> list[int]:
     return seeds
 
 
-def _fail(sentence: str) -> int:
-    with suppress(OSError):  # its disk may be the full one
-        say(sentence, sys.stderr)
-    return 2
+def _fail(sentence: str, code: int = 2) -> int:
+    if not ending.is_told_elsewhere():
+        with suppress(OSError):  # its disk may be the full one
+            say(sentence, sys.stderr)
+    ending.leave(sentence, code)
+    return code

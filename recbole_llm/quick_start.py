@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from logging import getLogger
 from pathlib import Path
@@ -36,6 +36,8 @@ from recbole_llm.evaluation.ranking import is_per_user, metrics_from_ranks
 from recbole_llm.evaluation.stock_scores import stock_predictions, stock_scores
 from recbole_llm.fused import Fusions, KeepScores, check_parts, check_ranked
 from recbole_llm.lock import held
+from recbole_llm.processes import environment, launch
+from recbole_llm.processes import group as processes
 from recbole_llm.registry import is_ours
 from recbole_llm.results import log, run
 from recbole_llm.results.describe import PeakMemory, keep_run, keep_test, settings_of
@@ -44,6 +46,7 @@ from recbole_llm.results.sources import Sources, digest_of, folders_of, write_so
 from recbole_llm.teacher import stock
 from recbole_llm.teacher.teacher import obtain_teacher
 from recbole_llm.trainer.checkpoint import load_trained_weights
+from recbole_llm.trainer.trainer import LLMTrainer
 
 
 def compare(
@@ -70,12 +73,13 @@ def compare(
 
     Returns:
         one row per model, seed and protocol (and per teacher that is not among the models), see
-        ``recbole_llm.results.table``.
+        ``recbole_llm.results.table``. Of several processes (``docs/several-processes.md``) the main one has the rows, the
+        others have none.
 
     Raises:
         UserError: a mistake in the settings or data; checked for every model before the first is trained.
     """
-    settings = dict(settings or {})
+    settings = meet_processes(dict(settings or {}), config_file_list)
     repeated = {name for name in models if list(models).count(name) > 1}
     if repeated:
         name = sorted(repeated)[0]
@@ -105,6 +109,7 @@ def compare(
     tests = {key: under_protocols(config, named[1:]) for key, config in configs.items()}
     start_logging(next(iter(configs.values())), labels, named[1:])
     data = SharedData()
+    check_processes(configs.values(), fused)
     fusions = Fusions(fused, configs, data)
     rows: list[dict[str, Any]] = []
     preflight.check(configs.values(), data, tests.values())
@@ -120,6 +125,8 @@ def compare(
                 elif row["checkpoint"] not in known:
                     rows.append(row)
         except Exception as error:
+            if is_ours(config["model"]):
+                processes.fail_together(error)
             if len(configs) == 1 and sentence_for(error) is not None:
                 raise
             # What the other models gave, and will give, is not lost because one failed.
@@ -128,14 +135,55 @@ def compare(
             protocols = named if len(named) > 1 else []
             rows += [{**failed, "record": {"protocol": protocol}} for protocol in protocols] or [failed]
         rows += fusions.done_after(seed, name, rows)
-        if on_row is not None:
+        if on_row is not None and processes.is_main():
             on_row(rows)
         gc.collect()
         log.rewind()
+    if not processes.is_main():
+        return []
     used = list(dict.fromkeys(config["seed"] for config in configs.values()))
     of_models = [row for row in rows if row.get("role") != "teacher"]
     of_models.sort(key=lambda row: (used.index(row["seed"]), labels.index(row["model"])))
     return of_models + [row for row in rows if row.get("role") == "teacher"]
+
+
+def meet_processes(settings: dict[str, Any], config_file_list: Sequence[str] | None) -> dict[str, Any]:
+    """Meet the other processes that were launched with this one; the settings that remain.
+
+    Raises:
+        UserError: keys that start processes, where they were not started; or one of them did not come.
+    """
+    together = {**_of_files(config_file_list), **settings}
+    timeout = together.get("process_timeout", read_schema()["overall"]["process_timeout"].default)
+    remaining = {key: value for key, value in settings.items() if key not in launch.KEYS}
+    if environment.size() == 1:
+        started = next((key for key in ("nproc", "world_size") if (together.get(key) or 1) not in (1, "1")), None)
+        if started is not None:
+            raise UserError(f"{started}: several processes are started by run_recbole_llm.py or torchrun, not from Python.")
+        return remaining
+    if not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise UserError(f"process_timeout: {timeout!r} is no number of seconds above 0.")
+    cpu = together.get("use_gpu", True) is False or together.get("gpu_id", "0") in ("", None)
+    processes.start(cpu, float(timeout))
+    return remaining
+
+
+def check_processes(configs: Iterable[Config], fused: Sequence[str]) -> None:
+    """Refuse what several processes cannot share.
+
+    Raises:
+        UserError: a fused row, an LLM behind an endpoint, or a trainer of another package.
+    """
+    if environment.size() == 1:
+        return
+    if fused:
+        raise UserError(f"model: {fused[0]} is two models as one, which is made by one process: leave it out, or take one.")
+    for config in configs:
+        if config["endpoint_url"]:
+            raise UserError("endpoint_url: an LLM behind an endpoint is asked by one process: start one.")
+        trainer = get_trainer(config["MODEL_TYPE"], config["model"])
+        if is_ours(config["model"]) and not issubclass(trainer, LLMTrainer):
+            raise UserError(f"{config['model']}: its trainer {trainer.__name__} is for one process: start one.")
 
 
 def failure(error: BaseException) -> str:
@@ -168,6 +216,8 @@ def configure(
     given = settings_for(name, settings, models, named)
     if seed is not None:
         given["seed"] = seed
+    if not processes.is_main():
+        given |= {"show_progress": False, "log_wandb": False}
     if name not in ours and ours:
         # A baseline beside LLM recommenders keeps RecBole's training settings, as their teacher does: the LLM's learning rate
         # or epochs would not make it a fair baseline. What is given in its own name holds.
@@ -259,6 +309,8 @@ def run_model(
         tests: configurations of the test under further protocols, see :func:`under_protocols`.
         keep_scores: is given the trained model's ``score_rows``.
     """
+    if not is_ours(config["model"]) and not processes.is_main():
+        return []  # the main process trains it, or finds it
     splits = data.splits(config)
     if not is_ours(config["model"]):
         trained = stock.train_or_load(config, splits, config["teacher_training"] or "prefix")
@@ -267,7 +319,7 @@ def run_model(
             keep_scores(stock_scores(trained.model.eval()))
         return rows
     train, given = data.train(config), deciding_settings(config)
-    if keep_scores is None and not config["fresh"] and not config["endpoint_url"]:
+    if keep_scores is None and not config["fresh"] and not config["endpoint_url"] and processes.size() == 1:
         found = _find_tested(config, given, train, models, tests)
         if found is not None:
             return found
@@ -280,21 +332,24 @@ def run_model(
     if complete_settings is not None:
         complete_settings(config, model)
     folder = run_folder(config, identity_of(model))
-    with log.run_log(config["model"], folder.name, config["fresh"]), held(folder):
+    processes.agree("the name that settings and data give the run's folder", folder.name)
+    with log.run_log(config["model"], folder.name, config["fresh"]), processes.main_only(held(folder)):
         kept = _kept_rows(folder, [config, *tests], splits["test"]) if is_trained(folder) else []
         rows = [row for row in kept if row is not None]
-        if len(rows) <= len(tests):  # some are missing
+        if processes.decide(len(rows) <= len(tests)):  # some are missing
             loaders = dataloaders(config, train, splits)
             rows = _train_and_test(trainer_class, config, model, loaders, folder, memory, tests)
         else:
             getLogger().info(f"{config['model']}: using the trained model in {folder}; --fresh=True trains it anew")
-        if set(model.backbones) == {"backbone"} and not config["endpoint_url"]:
+        if set(model.backbones) == {"backbone"} and not config["endpoint_url"] and processes.is_main():
             teacher = None if model.teacher is None else model.teacher.identity
             write_sources(folder, Sources(_digest_of_sources(config, given, train), teacher))
         _tell_results(rows, tests)
         if keep_scores is not None:
             load_trained_weights(model, folder, config["model"])
             keep_scores(model.eval().score)
+    if not processes.is_main():
+        return []
     if model.teacher is not None and model.teacher.name not in models:
         rows += _teacher_rows(model.teacher_run, tests)
     return rows
@@ -378,24 +433,31 @@ def _train_and_test(
         trainer = trainer_class(config, model)
         trainer.saved_model_file = str(folder)
         train_or_find(trainer, config, folder, train_data, valid_data)
-        kept = _kept_rows(folder, [config, *tests], test_data._dataset)
-        rows = [kept[0] or _first_test(trainer, config, model, folder, train_data, test_data, memory)]
-        for test, row in zip(tests, kept[1:], strict=True):
-            if row is None:
-                trainer.test_config = test
+        kept = _kept_rows(folder, [config, *tests], test_data._dataset) if processes.is_main() else []
+        missing = processes.decide([row is None for row in kept])
+        rows: list[dict[str, Any]] = []
+        for place, test in enumerate([config, *tests]):
+            row = kept[place] if kept else None
+            if missing[place]:
+                trainer.test_config = test if place else None
                 trainer.evaluate(test_data, show_progress=config["show_progress"])
-                row = keep_test(rows[0], test, trainer.last_ranking)
-            rows.append(row)
+                if not processes.is_main():
+                    continue
+                row = keep_test(rows[0], test, trainer.last_ranking) if place else _keep_first(
+                    trainer, config, model, folder, train_data, memory
+                )
+            if row is not None:
+                rows.append(row)
         trainer.tensorboard.close()
-        log.note_result(folder.name, settings, rows[0]["metrics"], trainer.step)
+        if processes.is_main():
+            log.note_result(folder.name, settings, rows[0]["metrics"], trainer.step)
     return rows
 
 
-def _first_test(
-    trainer: Any, config: Config, model: Any, folder: Path, train_data: Any, test_data: Any, memory: PeakMemory
+def _keep_first(
+    trainer: Any, config: Config, model: Any, folder: Path, train_data: Any, memory: PeakMemory
 ) -> dict[str, Any]:
-    """Test a model of ours under the protocol that it was trained for, and write its record."""
-    trainer.evaluate(test_data, show_progress=config["show_progress"])
+    """Write the record of a model of ours that was tested under the protocol that it was trained for."""
     return keep_run(
         folder,
         config,
@@ -422,14 +484,14 @@ def main_backbone(model: Any) -> dict[str, Any] | None:
 
 def train_or_find(trainer: Any, config: Config, folder: Path, train_data: Any, valid_data: Any) -> None:
     """Train a model, go on with its unfinished training, or take what was trained before in ``folder``, which must be held."""
-    if is_trained(folder) and not config["fresh"]:
+    if processes.decide(is_trained(folder) and not config["fresh"]):
         record = checkpoint.read_record(folder)
         trainer.load_weights(folder)
         trainer.train_seconds, trainer.started = record["train_seconds"], record.get("started")
         trainer.best_valid_result = record.get("best_valid_result")
         getLogger().info(f"{config['model']}: using the trained model in {folder}; --fresh=True trains it anew")
         return
-    if trainer.can_resume(folder):
+    if processes.decide(trainer.can_resume(folder)):
         if config["resume"]:
             trainer.resume_checkpoint(folder)
         else:

@@ -34,6 +34,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from recbole_llm.backbone.backbone import Backbone
+from recbole_llm.processes import group as processes
+from recbole_llm.processes import tensors
 from recbole_llm.prompt.batch import PromptBatch, cut_into_micro_batches
 
 KeyValues = list[tuple[Tensor, Tensor]]  # per layer: keys and values, each [rows, key-value heads, tokens, head size]
@@ -131,11 +133,11 @@ class PromptEncoder(nn.Module):
         self.counts.add(batch)
 
         outputs, rows = [], []
-        micro_batches = cut_into_micro_batches(
-            row_lengths[originals], self.settings.micro_batch_tokens, self.settings.call_cost
-        )
+        divided = tensors.shares(row_lengths[originals])  # of several processes each encodes some, with their tails
+        mine = originals if divided is None else originals[divided[processes.rank()]]
+        micro_batches = cut_into_micro_batches(row_lengths[mine], self.settings.micro_batch_tokens, self.settings.call_cost)
         for micro_batch in micro_batches:
-            group = originals[micro_batch]
+            group = mine[micro_batch]
             inside = np.isin(batch.parent, group) if shares else short
             branches, tails = np.flatnonzero(inside & short), np.flatnonzero(inside & ~short)
             arguments = (batch, group, branches, tails, header_length, header, tokens, vector_index, vectors)
@@ -149,7 +151,10 @@ class PromptEncoder(nn.Module):
             outputs.append(hidden)
             rows.append(np.concatenate([group, branches, tails]))
         order = torch.from_numpy(np.argsort(np.concatenate(rows), kind="stable")).to(device)
-        return torch.cat(outputs)[order]
+        if divided is not None:
+            row_of = np.where(batch.parent >= 0, batch.parent, np.arange(len(batch))) if shares else np.arange(len(batch))
+            divided = [np.flatnonzero(np.isin(row_of, originals[share])) for share in divided]
+        return tensors.gather(torch.cat(outputs)[order], divided)
 
     def _header(self, batch: PromptBatch, tokens: Tensor) -> tuple[KeyValues | None, int]:
         """Keys and values of the common header, each ``[1, heads, header length, head size]``."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recbole_llm.files import replace_file
 from recbole_llm.lock import held
+from recbole_llm.processes import group as processes
 from recbole_llm.prompt.batch import PromptBatch
 
 ROWS_AT_ONCE = 512
@@ -58,7 +59,7 @@ class StoredStates:
         self._starts = np.r_[0, np.cumsum(self.reads)]
         self._row_of: dict[bytes, int] = {}
         self.file = place.with_name(f"{place.name}-{digest.hexdigest()[:16]}.npy")
-        if not self.file.is_file():
+        if processes.decide(not self.file.is_file()):
             getLogger().info(f"Hidden states of {rows:,} prompts: computing them once; they will be stored in {self.file}")
             self.file.parent.mkdir(parents=True, exist_ok=True)
 
@@ -70,9 +71,14 @@ class StoredStates:
                     for part in _parts(rows):
                         file.write(encode(build(part)).cpu().numpy().astype("<f4", copy=False).tobytes())
 
-            with held(self.file):
-                if not self.file.is_file():  # else another process was faster
-                    replace_file(self.file, write)
+            with processes.main_only(held(self.file)):
+                if processes.decide(not self.file.is_file()):  # else another run was faster
+                    if processes.is_main():
+                        replace_file(self.file, write)
+                    else:  # takes its share of the work
+                        for part in _parts(rows):
+                            encode(build(part))
+            processes.decide()  # the file is there
         self._values = np.load(self.file, mmap_mode="r", allow_pickle=False)
 
     def name_rows(self, history: np.ndarray, lengths: np.ndarray) -> None:

@@ -21,6 +21,7 @@ from recbole_llm.errors import UserError, first_line, printable
 from recbole_llm.evaluation.candidates import draw_candidates
 from recbole_llm.evaluation.protocols import EvaluationSettings, evaluation_mode
 from recbole_llm.files import is_writable, regular_file, replace_file
+from recbole_llm.processes import group as processes
 
 
 def sets_of_test(split: Any, settings: EvaluationSettings, rows: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -52,7 +53,8 @@ def sets_of_test(split: Any, settings: EvaluationSettings, rows: np.ndarray) -> 
         raise UserError(f"candidates_file: {file} cannot be written in {folder}; name a file in a folder of yours.")
     distribution, number = mode
     drawn = draw_candidates(split, number, settings.seed, "test", sampling=settings.sampling, distribution=distribution)
-    write_candidates(file, split, drawn)
+    if processes.is_main():
+        write_candidates(file, split, drawn)
     getLogger().info(f"candidates_file: {len(drawn)} sets of {number} candidates and a target are written to {file}")
     return drawn[rows], settings.sampling == "recbole"
 

@@ -23,6 +23,7 @@ from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
 from recbole_llm.lock import held
+from recbole_llm.processes import group as processes
 from recbole_llm.recommender.heads import projection
 from recbole_llm.recommender.llm_recommender import LLMRecommender
 from recbole_llm.trainer.alignment import train_alignment
@@ -90,7 +91,7 @@ class ALLMRec(LLMRecommender):
         getLogger().info(f"A-LLMRec stage 1: {len(rows)} rows, {settings.alignment_epochs} epochs")
         file = folder / f"alignment-{dataset.fingerprint[:10]}-{self.teacher.identity[:10]}.safetensors"
         self.stored_files = [file]
-        with held(file):
+        with processes.main_first(), held(file):
             alignment = train_alignment(
                 self.teacher.item_vectors.cpu(),
                 texts.cpu(),

@@ -29,6 +29,8 @@ from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.sequences import user_sequences
 from recbole_llm.errors import UserError
 from recbole_llm.loss.softmax import NegativeSampler, full_softmax_loss, sampled_softmax_loss, target_counts, top_items
+from recbole_llm.processes import group as processes
+from recbole_llm.processes import tensors
 from recbole_llm.prompt.batch import PromptBatch
 from recbole_llm.prompt.sequence import SequencePrompts, SequencePromptSettings
 from recbole_llm.recommender.base import BackboneRecommender
@@ -291,11 +293,17 @@ class ST2SI(BackboneRecommender):
     def cross_entropy(self, hidden: Tensor, items: np.ndarray) -> Tensor:
         """Softmax cross-entropy of W h against the items' IDs int64 ``[P]``: ``[P]``."""
         targets = torch.from_numpy(items - 1).to(hidden.device)
+        divided = tensors.shares(np.ones(len(items)))  # of several processes each has some of the positions
+        if divided is not None:
+            mine = torch.from_numpy(divided[processes.rank()]).to(hidden.device)
+            hidden, targets = hidden[mine], targets[mine]
         if self.sampler is None:
-            return full_softmax_loss(hidden, self.head.weight, targets, self.settings.chunk_items)
-        negatives = self.sampler.draw(self.rng).to(hidden.device)
-        log_counts = self.sampler.log_expected_counts.to(hidden.device)
-        return sampled_softmax_loss(hidden, self.head.weight, targets, negatives, log_counts)
+            losses = full_softmax_loss(hidden, self.head.weight, targets, self.settings.chunk_items)
+        else:
+            negatives = self.sampler.draw(self.rng).to(hidden.device)
+            log_counts = self.sampler.log_expected_counts.to(hidden.device)
+            losses = sampled_softmax_loss(hidden, self.head.weight, targets, negatives, log_counts)
+        return tensors.gather(losses, divided)
 
     def query_losses(self, interaction: Interaction) -> tuple[Tensor, ...]:
         """The losses at the query tokens of each of ``loss_names``."""

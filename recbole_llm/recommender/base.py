@@ -21,6 +21,7 @@ from recbole_llm.backbone.load import fetch_backbone, load_backbone
 from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
+from recbole_llm.processes import group as processes
 from recbole_llm.teacher.stock import StockRun
 from recbole_llm.teacher.teacher import Teacher
 
@@ -150,11 +151,16 @@ class BackboneRecommender(SequentialRecommender):
         super().__init__(config, dataset)
         settings = select(ModelSettings, config)
         if not settings.single_spec:
-            raise UserError("nproc: the LLM recommenders train in one process; leave nproc and world_size unset.")
+            raise UserError(
+                "nproc: RecBole's own start of several processes does not serve LLM recommenders: give --nproc to "
+                "run_recbole_llm.py, or start it by torchrun."
+            )
+        processes.check_started()
         self.teacher_run: StockRun | None = None
         if encoder is None:
-            self._fetch_backbone(config)  # before anything is trained
-            self._prepare_before_backbone(config, dataset)
+            with processes.main_first():
+                self._fetch_backbone(config)  # before anything is trained
+                self._prepare_before_backbone(config, dataset)
         # Whether something was trained just now, or found, must not decide how our own weights begin.
         init_seed(settings.seed, settings.reproducibility)
         self.encoder = encoder or self._load_encoder(config, dataset, settings.encoder())

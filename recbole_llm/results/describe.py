@@ -19,6 +19,7 @@ import torch
 
 from recbole_llm._version import __version__
 from recbole_llm.evaluation.evaluate import LabelResult, RankingResult
+from recbole_llm.processes import group as processes
 from recbole_llm.results.run import add_test, plain, record_under, row_of, write_run
 
 PACKAGES = ("recbole", "torch", "transformers", "peft", "numpy")
@@ -198,6 +199,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "processes": processes.size(),
     }
 
 

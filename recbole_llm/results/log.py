@@ -25,6 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from recbole_llm.errors import UserError, first_line, is_full_disk, printable, printable_lines
 from recbole_llm.files import regular_file
+from recbole_llm.processes import group as processes
 from recbole_llm.results.mlflow_tracker import log_metrics, mlflow_run
 
 LOGS, TENSORBOARD = Path("log"), Path("log_tensorboard")
@@ -120,12 +121,15 @@ class _Waiting(logging.Handler):
 
 
 def start_console(level: str | None) -> None:
-    """Send messages to the console, and keep them for the log files of the runs to come."""
-    for folder in (LOGS, TENSORBOARD):
-        folder.mkdir(parents=True, exist_ok=True)  # or say so before anything is trained
+    """Send messages to the console, and keep them for log files of runs to come; of several processes, the main one's."""
     root = getLogger()
     for handler in root.handlers[:]:
         root.removeHandler(handler)
+    if not processes.is_main():
+        root.addHandler(logging.NullHandler())
+        return
+    for folder in (LOGS, TENSORBOARD):
+        folder.mkdir(parents=True, exist_ok=True)  # or say so before anything is trained
     number = getattr(logging, str(level or "info").upper(), logging.INFO)
     console = logging.StreamHandler()
     form = "%(log_color)s%(asctime)-15s %(levelname)s  %(message)s"
@@ -163,6 +167,9 @@ def run_log(model: str, name: str, fresh: bool = False) -> Iterator[Path]:
     """
     root = getLogger()
     file = LOGS / model / f"{_plain_name(name)}.log"
+    if not processes.is_main():
+        yield file
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     regular_file(file)  # a device or a pipe would take the messages, or wait for a reader
     if fresh and not any(file in waiting.given for waiting in _all_waiting()):
@@ -243,9 +250,9 @@ def tracked(name: str, settings: Mapping[str, Any]) -> Iterator[None]:
         settings: all of them, plain.
     """
     with ExitStack() as opened:
-        if settings.get("log_wandb"):
+        if settings.get("log_wandb") and processes.is_main():
             opened.enter_context(_wandb_run(name, settings))
-        if settings.get("log_mlflow"):
+        if settings.get("log_mlflow") and processes.is_main():
             opened.enter_context(mlflow_run(name, settings))
         yield
 
@@ -270,8 +277,38 @@ def _wandb_run(name: str, settings: Mapping[str, Any]) -> Iterator[None]:
     wandb.finish()
 
 
+@contextmanager
+def main_writes() -> Iterator[None]:
+    """Within the context, RecBole's trainers of the main process alone open a TensorBoard file."""
+    if processes.is_main():
+        yield
+        return
+    from recbole.trainer import trainer  # where its trainers look for it
+
+    opened = trainer.get_tensorboard
+    trainer.get_tensorboard = lambda _logger: _NoWriter()
+    try:
+        yield
+    finally:
+        trainer.get_tensorboard = opened
+
+
+class _NoWriter:
+    """In the place of a TensorBoard writer: writes nothing."""
+
+    def add_scalar(self, *_: Any) -> None:
+        """Write nothing."""
+
+    add_hparams = add_scalar
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 def note_settings(name: str, settings: Mapping[str, Any], backbone: Mapping[str, Any] | None = None) -> None:
     """Write all settings to the log file and to TensorBoard, and what the LLM is to the log file."""
+    if not processes.is_main():
+        return
     text = yaml.safe_dump(dict(settings), allow_unicode=True)
     log_to_files(f"Settings of {name}:\n{text}", logging.INFO)
     if backbone is not None:
@@ -282,6 +319,8 @@ def note_settings(name: str, settings: Mapping[str, Any], backbone: Mapping[str,
 
 def note_result(name: str, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
     """Write the metrics of the test to TensorBoard, and to the open runs of the other trackers."""
+    if not processes.is_main():
+        return
     with SummaryWriter(str(TENSORBOARD / _plain_name(name))) as writer:
         for metric, value in metrics.items():
             writer.add_scalar(f"Test/{metric}", value, step)

@@ -17,6 +17,7 @@ from recbole.config import Config
 
 from recbole_llm import checkpoint
 from recbole_llm.config.settings import select
+from recbole_llm.processes import group as processes
 from recbole_llm.recommender.base import Recommender
 from recbole_llm.results.run import read_curve, write_curve
 from recbole_llm.trainer.checkpoint import has_training_state
@@ -66,13 +67,13 @@ class StagedTrainer(LLMTrainer):
             own = folder if last else folder / "stages" / f"{number + 1}-{stage['name']}"
             self._enter(number, stage)
             self.saved_model_file = str(own)
-            if resumed and not last and checkpoint.exists(own) and checkpoint.read_record(own).get("finished"):
+            if resumed and processes.decide(not last and _is_finished(own)):
                 self.load_weights(own)
                 record = checkpoint.read_record(own)
                 seconds, started = seconds + record["train_seconds"], started or record.get("started")
                 curve += _named(read_curve(own), stage["name"])
                 continue
-            if resumed and has_training_state(own):
+            if resumed and processes.decide(has_training_state(own)):
                 super().resume_checkpoint(own)
             if verbose:
                 self.logger.info(f"Stage {number + 1} of {len(self.stages)}, {stage['name']}: trains {stage['trains']}")
@@ -80,9 +81,10 @@ class StagedTrainer(LLMTrainer):
             seconds, started = seconds + self.train_seconds, started or self.started
             curve += _named(self.curve, stage["name"])
             if not last and saved:
+                processes.decide()  # the main process has written them
                 self.load_weights(own)
         self.train_seconds, self.curve, self.started = seconds, curve, started
-        if saved:
+        if saved and processes.is_main():
             record = checkpoint.read_record(folder)
             write_curve(folder, curve)
             checkpoint.write_json(folder / checkpoint.RECORD, {**record, "train_seconds": seconds, "started": started})
@@ -109,6 +111,10 @@ class StagedTrainer(LLMTrainer):
         """Have :meth:`fit` go on in the stage in which the training in ``resume_file`` was stopped."""
         self.step = 1  # any number above 0; each stage brings its own
         self.saved_model_file = str(checkpoint.folder_of(resume_file))
+
+
+def _is_finished(folder: Path) -> bool:
+    return checkpoint.exists(folder) and bool(checkpoint.read_record(folder).get("finished"))
 
 
 def _named(curve: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:

@@ -30,9 +30,11 @@ from recbole_llm.data.windows import TrainingWindows
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
 from recbole_llm.evaluation.protocols import EvaluationSettings
+from recbole_llm.processes import group as processes
+from recbole_llm.processes.tensors import mean_gradients, same_weights
 from recbole_llm.recommender.base import Recommender
 from recbole_llm.results.describe import now
-from recbole_llm.results.log import decimals
+from recbole_llm.results.log import decimals, main_writes
 from recbole_llm.results.mlflow_tracker import Trackers
 from recbole_llm.results.run import forget, write_curve
 from recbole_llm.trainer.checkpoint import (
@@ -89,8 +91,9 @@ class LLMTrainer(CandidateEvaluation, Trainer):
     def __init__(self, config: Config, model: Recommender) -> None:
         self.complete_settings(config, model)
         self.settings = settings = select(TrainingSettings, config)
-        super().__init__(config, model)
-        self.wandblogger = Trackers(self.wandblogger, config["log_mlflow"])
+        with main_writes():
+            super().__init__(config, model)
+        self.wandblogger = Trackers(self.wandblogger, config["log_mlflow"] and processes.is_main())
         # RecBole has made this int where both are whole; a fraction of an epoch is allowed here.
         self.eval_step = settings.eval_step
         self.saved_model_file = str(Path(self.checkpoint_dir) / f"{settings.model}-{settings.dataset}-{get_local_time()}")
@@ -172,6 +175,8 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         validate_every = max(1, round(self.eval_step * steps_per_epoch)) if valid_data and self.eval_step > 0 else 0
         folder = Path(self.saved_model_file)
         self.started = self.started or now()
+        saved = saved and processes.is_main()
+        same_weights(self.model.trained_parameters().values())
         if saved:
             forget(folder)  # the result of other weights
         if verbose:
@@ -184,8 +189,9 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         if verbose and validate_every:
             self._tell_sample(valid_data)
         if not self.model.trained_parameters():
-            self._save_best(folder)
-            self._finish(folder)
+            if processes.is_main():
+                self._save_best(folder)
+                self._finish(folder)
             return self.best_valid_score, self.best_valid_result
         windows = None
         if self.settings.train_targets == "window":
@@ -227,8 +233,10 @@ class LLMTrainer(CandidateEvaluation, Trainer):
             self._note_losses(means, self.step / steps_per_epoch)
             if validate_every and (self.step % validate_every == 0 or last):
                 stop = self._validate(valid_data, self.step / steps_per_epoch, verbose, saved, callback_fn)
+                stop = processes.decide(stop)
             elif saved and not validate_every:
                 self._save_best(folder)
+            mean_gradients(self.model.trained_parameters().values())  # those that wait for the optimizer's step
             if saved:
                 self._save_resume_state(folder, finished=last or stop)
             sums, counted = np.zeros(0), 0
@@ -253,7 +261,8 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         """One batch forward and backward, and the optimizer's step where enough batches have come together."""
         self.model.train()
         self.model.seed_step(self.step)
-        torch.manual_seed(int(self.model.rng.integers(2**31)))  # dropout of a trained LLM
+        # Dropout of a trained LLM: each process has its own.
+        torch.manual_seed(int(self.model.rng.integers(2**31)) + processes.rank())
         interaction = train_data.transform(train_data._dataset, interaction).to(self.device)
         losses = self.model.calculate_loss(interaction)
         loss = sum(losses)
@@ -265,6 +274,7 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         (loss / accumulation).backward()
         last_of_epoch = (self.step + 1) % steps_per_epoch == 0
         if (self.step + 1) % accumulation == 0 or last_of_epoch:
+            mean_gradients(self.model.trained_parameters().values())
             if self.clip_grad_norm:
                 nn.utils.clip_grad_norm_(self.model.trained_parameters().values(), **self.clip_grad_norm)
             for group in self.optimizer.param_groups:
@@ -334,6 +344,7 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         """
         self.model.reset_metrics()
         if eval_data and load_best_model:
+            processes.decide()  # the main process has written them
             self._load_best(model_file or self.saved_model_file)
         with ExitStack() as merged:
             if load_best_model and self.settings.merge_adapter:

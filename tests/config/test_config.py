@@ -362,7 +362,7 @@ def test_a_stock_model_knows_the_keys_of_its_file_and_of_its_source():
             {"protocol": "retrival"},
             ["protocol must be one of full, generation, retrieval, temporal, yes_no", "did you mean 'retrieval'?"],
         ),
-        ({"protocol": ["full"]}, ["protocol must be one of"]),
+        ({"protocol": ["full", "retrieval"]}, ["protocol must be one of"]),
         ({"beta": -1}, ["beta must be a number >= 0, not -1"]),
         ({"beta": "abc"}, ["beta must be a number >= 0, not 'abc'"]),
         ({"epochs": 1.5}, ["epochs must be a whole number > 0, not 1.5"]),

@@ -205,7 +205,8 @@ def test_a_teacher_of_other_settings_is_another(teacher, settings):
 
 
 def test_what_of_a_run_holds_for_its_teacher():
-    held = {"seed": 1, "topk": [10, 5], "item_text": ["class"], "show_progress": False, "candidate_sampling": "recbole", "resume": True}
+    held = {"seed": 1, "topk": [10, 5], "item_text": ["class"], "show_progress": False, "resume": True}
+    held["candidate_sampling"] = "recbole"
     own = {"valid_users": 7, "valid_items": 9, "results_file": "x", "per_user_file": "x", "epochs": 2}
     about = {"teacher": "GRU4Rec", "teacher_training": "prefix", "teacher_checkpoint": "x", "title_words": ["a", "b", "c"]}
     assert settings_for_teacher(config_of(**held, **own, **about)) == held

@@ -14,6 +14,8 @@ from recbole_llm.backbone.backbone import Backbone
 from recbole_llm.backbone.encoder import cache_of, layers_of
 from recbole_llm.backbone.generation.inputs import check_inputs, check_masks, check_tokens, prefill, to_device
 from recbole_llm.backbone.generation.vocabulary import logits
+from recbole_llm.processes import group as processes
+from recbole_llm.processes import tensors
 from recbole_llm.prompt.batch import PromptBatch, cut_into_micro_batches
 
 _Node = dict[int, Any]  # token -> the node after it; the stop token's is empty
@@ -104,11 +106,14 @@ def greedy(
     answers: list[list[int]] = [[] for _ in tries]
     # An answer takes a call for each of its tokens.
     calls = 1 + int(longest.max(initial=0))
-    for group in cut_into_micro_batches(batch.lengths + longest, micro_batch_tokens, calls * call_cost):
+    divided = tensors.shares(batch.lengths + longest)
+    mine = np.arange(len(batch)) if divided is None else divided[processes.rank()]
+    for part in cut_into_micro_batches((batch.lengths + longest)[mine], micro_batch_tokens, calls * call_cost):
+        group = mine[part]
         decoded = _decode(backbone, batch, group, vectors, longest[group], set(stop_ids), [tries[row] for row in group])
         for prompt, answer in zip(group, decoded, strict=True):
             answers[prompt] = answer
-    return answers
+    return tensors.gather_lists([answers[prompt] for prompt in mine], divided, backbone.device)
 
 
 def _decode(

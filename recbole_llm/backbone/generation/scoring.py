@@ -12,6 +12,8 @@ from recbole_llm.backbone.backbone import Backbone
 from recbole_llm.backbone.encoder import cache_of, layers_of
 from recbole_llm.backbone.generation.inputs import check_inputs, check_masks, check_tokens, prefill, to_device
 from recbole_llm.backbone.generation.vocabulary import log_probabilities
+from recbole_llm.processes import group as processes
+from recbole_llm.processes import tensors
 from recbole_llm.prompt.batch import PromptBatch, cut_into_micro_batches
 
 # Candidates of one prompt are compared with each other and then masked: beyond this number of tokens that costs more than
@@ -58,8 +60,10 @@ def score_titles(
     vectors = check_inputs(backbone, batch, vectors, np.array([count.max(initial=1) - 1 for count in counts]))
     scores = [np.zeros(len(count)) for count in counts]
     with_candidates = np.flatnonzero([len(count) for count in counts])
-    for micro_batch in cut_into_micro_batches(batch.lengths[with_candidates], micro_batch_tokens, call_cost):
-        group = with_candidates[micro_batch]
+    divided = tensors.shares(batch.lengths[with_candidates])
+    mine = with_candidates if divided is None else with_candidates[divided[processes.rank()]]
+    for micro_batch in cut_into_micro_batches(batch.lengths[mine], micro_batch_tokens, call_cost):
+        group = mine[micro_batch]
         hidden, cache, lengths = prefill(backbone, batch, group, vectors)
 
         # First tokens: all candidates of a prompt are predicted at its last token.
@@ -83,6 +87,13 @@ def score_titles(
             sums = _score_rows(backbone, candidates, rows, lengths[rows], layers)
             for prompt, part, values in zip(prompts, chosen, sums, strict=True):
                 scores[prompt][part] += values
+    if divided is not None:
+        table = np.zeros((len(mine), max(len(scores[prompt]) for prompt in with_candidates)))
+        for row, prompt in enumerate(mine):
+            table[row, : len(scores[prompt])] = scores[prompt]
+        every = tensors.gather(to_device(backbone, table), divided).cpu().numpy()
+        for prompt, row in zip(with_candidates, every, strict=True):
+            scores[prompt] = row[: len(scores[prompt])]
     return scores, counts
 
 

@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from recbole_llm.backbone.backbone import Backbone
 from recbole_llm.backbone.generation.inputs import check_inputs, check_tokens, embed, to_device
 from recbole_llm.backbone.generation.vocabulary import log_probabilities
+from recbole_llm.processes import group as processes
+from recbole_llm.processes import tensors
 from recbole_llm.prompt.batch import PromptBatch, cut_into_micro_batches
 
 
@@ -150,8 +152,13 @@ def _by_micro_batches(
     call_cost: int,
     recompute: bool,
 ) -> list[Tensor]:
-    """Call ``compute(group, vectors)`` on each micro-batch of prompts, and return its rows in the order of the prompts."""
-    groups = cut_into_micro_batches(lengths, micro_batch_tokens, call_cost)
+    """Call ``compute(group, vectors)`` on each micro-batch of prompts, and return its rows in the order of the prompts.
+
+    Of several processes each computes some of the prompts, and all get all rows.
+    """
+    divided = tensors.shares(lengths)
+    mine = np.arange(len(lengths)) if divided is None else divided[processes.rank()]
+    groups = [mine[group] for group in cut_into_micro_batches(lengths[mine], micro_batch_tokens, call_cost)]
     if recompute and torch.is_grad_enabled():
         options = {"use_reentrant": False, "preserve_rng_state": not backbone.frozen}
         results = [checkpoint(compute, group, vectors, **options) for group in groups]
@@ -160,7 +167,7 @@ def _by_micro_batches(
     if not groups:
         return []
     order = to_device(backbone, np.argsort(np.concatenate(groups), kind="stable"))
-    return [torch.cat(parts)[order] for parts in zip(*results, strict=True)]
+    return [tensors.gather(torch.cat(parts)[order], divided) for parts in zip(*results, strict=True)]
 
 
 def _states(backbone: Backbone, embeddings: Tensor, read: np.ndarray) -> Tensor:
