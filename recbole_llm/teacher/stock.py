@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from recbole_llm import checkpoint
 from recbole_llm.config.identity import deciding_settings
+from recbole_llm.data.padding import can_trim, groups_by_length, loss_without_padding
 from recbole_llm.data.sequences import cut_windows, single_interactions, user_sequences
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
@@ -55,13 +56,19 @@ def all_positions(model: nn.Module) -> Iterator[None]:
 
 
 def all_positions_loss(model: nn.Module, windows: Tensor) -> Tensor:
-    """Cross-entropy of the next item over the catalogue at every position of ``windows`` int64 ``[W, L + 1]``."""
-    inputs, targets = windows[:, :-1], windows[:, 1:]
+    """Cross-entropy of the next item over the catalogue at every position of ``windows`` int64 ``[W, L + 1]``.
+
+    Windows of about one length are computed together, without the padding of the longest.
+    """
+    states, targets = [], []
+    lengths = (windows[:, 1:] > 0).sum(dim=1)
     with all_positions(model):
-        states = model.forward(inputs, (inputs > 0).sum(dim=1))
-    real = targets > 0
-    logits = states[real] @ model.item_embedding.weight.T
-    return functional.cross_entropy(logits, targets[real])
+        for places, longest in groups_by_length(lengths):
+            inputs, wanted = windows[places, :longest], windows[places, 1 : longest + 1]
+            real = wanted > 0
+            states.append(model.forward(inputs, lengths[places])[real])
+            targets.append(wanted[real])
+    return functional.cross_entropy(torch.cat(states) @ model.item_embedding.weight.T, torch.cat(targets))
 
 
 class CausalTraining:
@@ -117,7 +124,7 @@ class RecordedTraining:
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         started, before = time.perf_counter(), self._steps
-        loss_func = loss_func or getattr(self, "batch_loss", self.model.calculate_loss)
+        loss_func = loss_func or getattr(self, "batch_loss", self._loss)
         epochs = self.epochs if self.phase is None else self.pretrain_epochs
         if self._bar is None:
             name = self.config["model"] if self.phase is None else f"{self.config['model']}, {self.phase}"
@@ -146,6 +153,11 @@ class RecordedTraining:
         }
         self.curve.append(point if self.phase is None else {**point, "stage": self.phase})
         return total
+
+    def _loss(self, batch):
+        if self.phase is None and can_trim(type(self.model)):  # a pre-training has losses of its own
+            return loss_without_padding(self.model, batch)
+        return self.model.calculate_loss(batch)
 
     def _valid_epoch(self, valid_data, show_progress=False):
         score, result = super()._valid_epoch(valid_data, show_progress=False)
@@ -221,6 +233,8 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
     if training == "causal" and (name not in CAUSAL_MODELS or config["loss_type"] != "CE"):
         training = "prefix"
     settings = {**deciding_settings(config), "training": training}
+    if training == "causal" or can_trim(get_model(name)):
+        settings["padding"] = "none"  # the same model up to rounding and the draws of dropout: no number of another run
     fingerprint = splits["train"].column_fingerprint
     digest = hashlib.sha256(json.dumps([settings, fingerprint], sort_keys=True).encode()).hexdigest()[:10]
     folder = Path(config["checkpoint_dir"]) / f"{name}-{config['dataset']}-seed{config['seed']}-{digest}"
