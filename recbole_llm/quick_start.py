@@ -248,15 +248,7 @@ def run_model(
             keep_scores(stock_scores(trained.model.eval()))
         return rows
     memory = PeakMemory()
-    init_seed(config["seed"], config["reproducibility"])
-    train = data.train(config)
-    model = get_model(config["model"])(config, train).to(config["device"])
-    getLogger().info(model, extra=log.FILE_ONLY)
-    trainer_class = get_trainer(config["MODEL_TYPE"], config["model"])
-    complete_settings = getattr(trainer_class, "complete_settings", None)  # a trainer of another package may have none
-    if complete_settings is not None:
-        complete_settings(config, model)
-    folder = run_folder(config, identity_of(model))
+    model, train, trainer_class, folder = _built(config, data)
     with log.run_log(config["model"], folder.name), held(folder):
         kept = _kept_rows(folder, [config, *tests], splits["test"]) if is_trained(folder) else []
         rows = [row for row in kept if row is not None]
@@ -273,6 +265,36 @@ def run_model(
         of_teacher = model.teacher_run
         rows += [{**row, "role": "teacher"} for row in stock_rows(of_teacher, _for_teacher(of_teacher.config, tests))]
     return rows
+
+
+def _built(config: Config, data: SharedData) -> tuple[Any, Any, Any, Path]:
+    """A model of ours, untrained, with its training data, its trainer's class and its run's folder."""
+    init_seed(config["seed"], config["reproducibility"])
+    train = data.train(config)
+    model = get_model(config["model"])(config, train).to(config["device"])
+    getLogger().info(model, extra=log.FILE_ONLY)
+    trainer_class = get_trainer(config["MODEL_TYPE"], config["model"])
+    complete_settings = getattr(trainer_class, "complete_settings", None)  # a trainer of another package may have none
+    if complete_settings is not None:
+        complete_settings(config, model)
+    return model, train, trainer_class, run_folder(config, identity_of(model))
+
+
+def train_model(config: Config, data: SharedData) -> tuple[Path, dict[str, float], float]:
+    """Train one model, or find what was, and leave the test out: its folder, metrics on validation and seconds of training."""
+    splits = data.splits(config)
+    if not is_ours(config["model"]):
+        trained = stock.train_or_load(config, splits, config["teacher_training"] or "prefix")
+        return trained.folder, dict(trained.valid_result), trained.train_seconds
+    model, train, trainer_class, folder = _built(config, data)
+    settings, _ = settings_of(config)
+    with log.run_log(config["model"], folder.name), held(folder), log.tracked(folder.name, settings):
+        trainer = trainer_class(config, model)
+        trainer.saved_model_file = str(folder)
+        train_data, valid_data, _ = dataloaders(config, train, splits)
+        train_or_find(trainer, config, folder, train_data, valid_data)
+        trainer.tensorboard.close()
+        return folder, dict(trainer.best_valid_result or {}), trainer.train_seconds
 
 
 def _for_teacher(config: Config, tests: Sequence[Config]) -> list[Config]:
