@@ -55,13 +55,11 @@ def stock_scores(model: Any, *, max_scores: int = 2**25, max_rows: int = 2**13) 
             with torch.no_grad():
                 if not can_trim(type(model)):
                     return of_rows(interaction, candidates)
-                scores = None
+                parts, order = [], []
                 for places, rows in parts_by_length(model, interaction):
-                    part = of_rows(rows, None if candidates is None else candidates[places])
-                    if scores is None:
-                        scores = part.new_empty(len(interaction), part.shape[1])
-                    scores[places] = part
-                return scores
+                    parts.append(of_rows(rows, None if candidates is None else candidates[places]))
+                    order.append(places)
+                return torch.cat(parts)[torch.cat(order).argsort()]
         finally:
             model.train(was_training)
 
