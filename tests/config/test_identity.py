@@ -63,6 +63,8 @@ def another(key: Key) -> Any:
         return [*(value or []), "z"] if not value or isinstance(value[0], str) else [entry / 2 for entry in value]
     if key.types[:1] == ("bool",):
         return True
+    if key.types[:1] == ("dict",):
+        return {**(value or {}), "z": 1}
     return 3 if key.types[:1] == ("int",) else f"{value}z"
 
 
