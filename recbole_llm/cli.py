@@ -1,4 +1,5 @@
-"""The command line: ``recbole-llm run``, ``table``, ``report``, ``runs``, ``recommend``, ``prepare``, ``analyze``, ``clean``.
+"""The command line: ``recbole-llm run``, ``tune``, ``table``, ``report``, ``runs``, ``recommend``, ``prepare``, ``analyze`` and
+``clean``.
 
 Invalid input ends with one sentence on standard error and exit code 2; so do Ctrl-C and the signals that end a process.
 """
@@ -21,7 +22,9 @@ recbole-llm: LLM-based sequential recommenders in RecBole
 
   recbole-llm run --model=SASRec,LLMSRec,LLMSTAR --dataset=ml-100k [--seed=1,2,3] [--key=value ...]
       train and compare models; --help lists models, datasets and backbones, --help --model=LLMSTAR its keys;
-      --protocol=retrieval,full trains once and tests under both
+      --protocol=retrieval,full trains once and tests under both; --tuned=True takes settings that were tuned for the dataset
+  recbole-llm tune --model=SASRec --dataset=ml-100k [--trials=20] [--params_file=FILE] [--algo=bayes|random|exhaustive]
+      search for a model's settings by validation, test the best; writes them as a YAML file for --config_files
   recbole-llm table RUN ... [--against=SASRec] [--metric=ndcg@10] [--format=text|md|latex|csv]
       print one table, with tests, of runs that were made apart: their folders, or their results_file and per_user_file
   recbole-llm report RUN ... [--output=report.html] [--against=SASRec] [--metric=ndcg@10] [--title=TITLE]
@@ -56,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, rest = argv[0], argv[1:]
         commands = {
             "run": run,
+            "tune": tune,
             "table": table,
             "report": report,
             "runs": runs,
@@ -134,6 +138,10 @@ def run(argv: Sequence[str]) -> int:
     dataset = setting("dataset")
     if not dataset:
         raise UserError("name a dataset: --dataset=ml-100k (--help lists them).")
+    if setting("tuned"):
+        from recbole_llm.config.tuned import files_for
+
+        files = [*files_for(models, str(dataset)), *files]
     seeds = _seeds(setting("seed"))
     results_file, per_user_file = setting("results_file"), setting("per_user_file")
 
@@ -170,6 +178,13 @@ def run(argv: Sequence[str]) -> int:
     for place in dict.fromkeys(places):  # a run has a row under each protocol
         say(place)
     return 2 if any("error" in row for row in rows) else 0
+
+
+def tune(argv: Sequence[str]) -> int:
+    """``recbole-llm tune``: search for a model's settings."""
+    from recbole_llm.tuning.command import run as run_search
+
+    return run_search(argv)
 
 
 def table(argv: Sequence[str]) -> int:

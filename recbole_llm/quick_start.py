@@ -324,15 +324,7 @@ def run_model(
         if found is not None:
             return found
     memory = PeakMemory()
-    init_seed(config["seed"], config["reproducibility"])
-    model = get_model(config["model"])(config, train).to(config["device"])
-    getLogger().info(model, extra=log.FILE_ONLY)
-    trainer_class = get_trainer(config["MODEL_TYPE"], config["model"])
-    complete_settings = getattr(trainer_class, "complete_settings", None)  # a trainer of another package may have none
-    if complete_settings is not None:
-        complete_settings(config, model)
-    folder = run_folder(config, identity_of(model))
-    processes.agree("the name that settings and data give the run's folder", folder.name)
+    model, trainer_class, folder = _built(config, train)
     with log.run_log(config["model"], folder.name, config["fresh"]), processes.main_only(held(folder)):
         kept = _kept_rows(folder, [config, *tests], splits["test"]) if is_trained(folder) else []
         rows = [row for row in kept if row is not None]
@@ -353,6 +345,38 @@ def run_model(
     if model.teacher is not None and model.teacher.name not in models:
         rows += _teacher_rows(model.teacher_run, tests)
     return rows
+
+
+def _built(config: Config, train: Any) -> tuple[Any, Any, Path]:
+    """A model of ours, untrained, its trainer's class and its run's folder."""
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model(config["model"])(config, train).to(config["device"])
+    getLogger().info(model, extra=log.FILE_ONLY)
+    trainer_class = get_trainer(config["MODEL_TYPE"], config["model"])
+    complete_settings = getattr(trainer_class, "complete_settings", None)  # a trainer of another package may have none
+    if complete_settings is not None:
+        complete_settings(config, model)
+    folder = run_folder(config, identity_of(model))
+    processes.agree("the name that settings and data give the run's folder", folder.name)
+    return model, trainer_class, folder
+
+
+def train_model(config: Config, data: SharedData) -> tuple[Path, dict[str, float], float]:
+    """Train one model, or find what was, and leave the test out: its folder, metrics on validation and seconds of training."""
+    splits = data.splits(config)
+    if not is_ours(config["model"]):
+        trained = stock.train_or_load(config, splits, config["teacher_training"] or "prefix")
+        return trained.folder, dict(trained.valid_result), trained.train_seconds
+    train = data.train(config)
+    model, trainer_class, folder = _built(config, train)
+    settings, _ = settings_of(config)
+    with log.run_log(config["model"], folder.name, config["fresh"]), held(folder), log.tracked(folder.name, settings):
+        trainer = trainer_class(config, model)
+        trainer.saved_model_file = str(folder)
+        train_data, valid_data, _ = dataloaders(config, train, splits)
+        train_or_find(trainer, config, folder, train_data, valid_data)
+        trainer.tensorboard.close()
+        return folder, dict(trainer.best_valid_result or {}), trainer.train_seconds
 
 
 def _teacher_rows(trained: stock.StockRun, tests: Sequence[Config]) -> list[dict[str, Any]]:

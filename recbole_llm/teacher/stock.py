@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from recbole_llm import checkpoint
 from recbole_llm.config.identity import deciding_settings
+from recbole_llm.data.padding import can_trim, groups_by_length, loss_without_padding
 from recbole_llm.data.sequences import cut_windows, single_interactions, user_sequences
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidate_evaluation import CandidateEvaluation
@@ -61,16 +62,21 @@ def all_positions(model: nn.Module) -> Iterator[None]:
 def all_positions_loss(model: nn.Module, windows: Tensor) -> Tensor:
     """The mean loss of the next item at every position of ``windows`` int64 ``[W, L + 1]``.
 
-    It is the model's own ``next_item_loss`` where it has one, else the cross-entropy over the catalogue.
+    It is the model's own ``next_item_loss`` where it has one, else the cross-entropy over the catalogue. Windows of about one
+    length are computed together, without the padding of the longest.
     """
-    inputs, targets = windows[:, :-1], windows[:, 1:]
+    states, targets = [], []
+    lengths = (windows[:, 1:] > 0).sum(dim=1)
+    whole = [(torch.arange(len(windows), device=windows.device), windows.shape[1] - 1)]
     with all_positions(model):
-        states = model.forward(inputs, (inputs > 0).sum(dim=1))
-    real = targets > 0
+        for places, longest in groups_by_length(lengths) if can_trim(type(model)) else whole:
+            inputs, wanted = windows[places, :longest], windows[places, 1 : longest + 1]
+            real = wanted > 0
+            states.append(model.forward(inputs, (inputs > 0).sum(dim=1))[real])
+            targets.append(wanted[real])
     if hasattr(model, "next_item_loss"):
-        return model.next_item_loss(states[real], targets[real])
-    logits = states[real] @ model.item_embedding.weight.T
-    return functional.cross_entropy(logits, targets[real])
+        return model.next_item_loss(torch.cat(states), torch.cat(targets))
+    return functional.cross_entropy(torch.cat(states) @ model.item_embedding.weight.T, torch.cat(targets))
 
 
 def is_pretraining(model: nn.Module) -> bool:
@@ -196,7 +202,7 @@ class RecordedTraining:
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         started, before = time.perf_counter(), self._steps
-        loss_func = loss_func or getattr(self, "batch_loss", self.model.calculate_loss)
+        loss_func = loss_func or getattr(self, "batch_loss", self._loss)
         epochs = self.epochs if self.phase is None else self.pretrain_epochs
         if self._bar is None:
             name = self.config["model"] if self.phase is None else f"{self.config['model']}, {self.phase}"
@@ -225,6 +231,11 @@ class RecordedTraining:
         }
         self.curve.append(point if self.phase is None else {**point, "stage": self.phase})
         return total
+
+    def _loss(self, batch):
+        if self.phase is None and can_trim(type(self.model)):  # a pre-training has losses of its own
+            return loss_without_padding(self.model, batch)
+        return self.model.calculate_loss(batch)
 
     def _valid_epoch(self, valid_data, show_progress=False):
         score, result = super()._valid_epoch(valid_data, show_progress=False)
@@ -301,6 +312,8 @@ def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefi
         training = "prefix"
     vectors = catalogue_vectors(config, splits["train"])
     settings = {**identity_of(deciding_settings(config), vectors), "training": training}
+    if can_trim(get_model(name)):
+        settings["padding"] = "none"  # the same model up to rounding and the draws of dropout: no number of another run
     fingerprint = data_identity(config, splits)
     digest = hashlib.sha256(json.dumps([settings, fingerprint], sort_keys=True).encode()).hexdigest()[:10]
     folder = Path(config["checkpoint_dir"]) / f"{name}-{config['dataset']}-seed{config['seed']}-{digest}"

@@ -66,6 +66,8 @@ def another(key: Key) -> Any:
         return True
     if key.types[:1] == ("float",):
         return 0.5
+    if key.types[:1] == ("dict",):
+        return {**(value or {}), "z": 1}
     return 3 if key.types[:1] == ("int",) else f"{value}z"
 
 

@@ -149,7 +149,7 @@ def _part(row: ResultRow, name: str) -> Mapping[str, Any]:
 
 
 def _runs_table(rows: Sequence[ResultRow]) -> Table:
-    header = ["run", "dataset", "seed", "started (UTC)", "training", "test", "peak memory", "machine", "version"]
+    header = ["run", "dataset", "seed", "tuning", "started (UTC)", "training", "test", "peak memory", "machine", "version"]
     body = []
     for name, row in zip(_without_seed(rows), rows, strict=True):
         memory, machine = _part(row, "peak_memory_bytes"), _part(row, "machine")
@@ -161,6 +161,7 @@ def _runs_table(rows: Sequence[ResultRow]) -> Table:
                 name,
                 row["dataset"],
                 str(row["seed"]),
+                _budget(row),
                 _moment(_record(row).get("started")),
                 _duration(row.get("train_seconds")),
                 _duration(row.get("eval_seconds")),
@@ -171,6 +172,13 @@ def _runs_table(rows: Sequence[ResultRow]) -> Table:
         )
     kept = [place for place in range(len(header)) if place == 0 or any(_shown(row[place]) for row in body)]
     return Table([header[place] for place in kept], [[row[place] for place in kept] for row in body], "All runs", left=2)
+
+
+def _budget(row: ResultRow) -> str:
+    """How many trials a run's settings were the best of; empty where they are not known to have been searched for."""
+    tuned_by = settings_of(row).get("tuned_by")
+    trials = tuned_by.get("trials") if isinstance(tuned_by, Mapping) else None
+    return f"{trials} trials" if isinstance(trials, int) else ""
 
 
 def _shown(value: Any) -> bool:
@@ -229,6 +237,7 @@ def _details(name: str, row: ResultRow) -> Details:
         "machine": record.get("machine"),
         "git": record.get("git"),
         "test set": row.get("test_set"),
+        "tuned by": settings_of(row).get("tuned_by"),
         "versions": record.get("versions"),
     }
     parts: list[Any] = [Facts(facts)]
