@@ -55,6 +55,7 @@ def test_a_documented_command_resolves(line, tmp_path, monkeypatch, capsys):
         for word in words:  # files of the user's own, that the page tells to write
             if word.startswith("--config_files=") and not Path(word.partition("=")[2]).exists():
                 Path(word.partition("=")[2]).write_text("{}")
+        words = [word for word in words if not word.startswith("--nproc=")]  # it would start other processes, which run
         assert cli.main(words) == 0, capsys.readouterr().err
         assert configured or "--help" in words
         return

@@ -71,7 +71,7 @@ def test_a_trained_model_is_tested_under_further_protocols_without_training(furt
         assert under.test == row["metrics"] and np.array_equal(under.ranks()["ranks"], row["ranks"])
         assert under.record["settings"]["topk"] == [1, 5] and under.record["users"] == 60
     of_full = read_run(further[3]["checkpoint"]).under("full")
-    assert set(of_full.test) == {f"{name}@{cut}" for name in ("ndcg", "recall", "mrr") for cut in (1, 5)}
+    assert set(of_full.test) == {"mrr@all", *(f"{name}@{cut}" for name in ("ndcg", "recall", "mrr") for cut in (1, 5))}
     assert of_full.record["settings"]["eval_args"]["mode"] == {"valid": "uni9", "test": "full"}
     assert of_full.record["valid_metric"] == "NDCG@1" and of_full.protocols == ["full"]
     # the same once more tests nothing

@@ -193,7 +193,12 @@ def test_json_says_the_same():
 
 def test_trackers_get_printable_names(monkeypatch):
     named = []
-    fake = SimpleNamespace(run=None, init=lambda **given: named.append(given["name"]), finish=lambda **given: None)
+
+    def init(**given):
+        named.append(given["name"])
+        return SimpleNamespace(id="1")
+
+    fake = SimpleNamespace(run=None, init=init, finish=lambda **given: None)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     with log.tracked(HOSTILE, {"log_wandb": True}):
         pass

@@ -136,6 +136,11 @@ class ST2SI(BackboneRecommender):
     def _prepare_before_backbone(self, config: Config, dataset: TextSequentialDataset) -> None:
         self.foundation = obtain_foundation(config)
 
+    @property
+    def without_gradient(self) -> tuple[str, ...]:
+        """Trained parameters that do not move: [Q] where it is a text."""
+        return ("query",) if self.query_ids else ()
+
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """As for any model, and [Q], which W belongs to, also where it does not move."""
         return {**super().trained_parameters(), "query": self.query}

@@ -250,7 +250,10 @@ class LLMTrainer(CandidateEvaluation, Trainer):
 
     def _tell_sample(self, valid_data) -> None:
         """How well the validations know what they choose by: of n users a share has a standard error up to .5 / sqrt(n)."""
-        users = len(valid_data._dataset.inter_feat[valid_data._dataset.uid_field].unique())
+        split = valid_data._dataset
+        if not hasattr(split, "uid_field"):  # of several datasets, in a pre-training, that takes everyone
+            return
+        users = len(split.inter_feat[split.uid_field].unique())
         taken = min(users, EvaluationSettings.of_config(self.config).valid_users or users)
         self.logger.info(
             f"Validations take {taken} of {users} users: the standard error of a hit rate there is up to "

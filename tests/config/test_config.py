@@ -28,7 +28,8 @@ from recbole_llm.errors import UserError
 PROPERTIES = registry.properties_folder()
 QUICKSTART = PROPERTIES / "quickstart.yaml"  # settings of a run, not defaults
 RECBOLE = PROPERTIES / "recbole.yaml"  # marks of RecBole's own keys
-PRESETS = {*(PROPERTIES / "preset").rglob("*.yaml")}  # settings of published recipes, see test_presets.py
+# Settings of published recipes, see test_presets.py, and ranges of a search, see test_tune.py.
+PRESETS = {*(PROPERTIES / "preset").rglob("*.yaml"), *(PROPERTIES / "tune").rglob("*.yaml")}
 DATA = os.environ.get("RECBOLE_LLM_DATA")
 CODE = "__import__('os').environ.__setitem__('RECBOLE_LLM_EVALUATED', '1')"
 
@@ -68,7 +69,7 @@ def test_every_key_of_ours_says_type_and_meaning_and_has_a_default_that_fits(fil
     group = file.relative_to(PROPERTIES).with_suffix("").as_posix()
     keys = keys_of_file(file, group) if file.stem in registry.BASELINES else read_schema()[group]
     assert set(keys) == set(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
-    above = read_schema().get("stock", {}) if file.stem in registry.BASELINES else {}
+    above = {**read_schema()["stock"], **read_schema()["recbole"]} if file.stem in registry.BASELINES else {}
     for key in keys.values():
         if key.name in above and not key.meaning:  # said there
             continue

@@ -35,8 +35,8 @@ def test_it_stands_in_one_table_with_ours_and_recboles(site, tmp_path, chain_dat
     done = recbole_llm(
         site, tmp_path, "run", "--model=SASRec,LLMSTAR,MyModel,MyModel:plain", "--dataset=chain", f"--data_path={chain_data}",
         "--MyModel:plain.correct_popularity=False", "--backbone=tiny", "--epochs=1", "--SASRec.epochs=1",
-        "--head_hidden_size=16", "--representation_size=8", "--eval_args={mode: uni9}", "--topk=[5]", "--valid_metric=Hit@5",
-        "--results_file=results.json", "--use_gpu=False", "--show_progress=False",
+        "--learning_rate=0.01", "--head_hidden_size=16", "--representation_size=8", "--eval_args={mode: uni9}",
+        "--topk=[5]", "--valid_metric=Hit@5", "--results_file=results.json", "--use_gpu=False", "--show_progress=False",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "results.json").read_text())

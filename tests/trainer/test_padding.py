@@ -182,7 +182,7 @@ def test_a_run_without_padding_has_a_folder_of_its_own(build, chain_data, tmp_pa
     """An older run of the same settings, whose numbers differ by rounding, is not taken for it."""
     given = {"data_path": str(chain_data), "protocol": "retrieval", "checkpoint_dir": str(tmp_path), "use_gpu": False}
     folders = {}
-    monkeypatch.setattr(stock, "_train_or_load", lambda config, splits, training, folder, settings, _: (folder, settings))
+    monkeypatch.setattr(stock, "_train_or_load", lambda config, splits, training, folder, settings, *_: (folder, settings))
     for trims in (True, False):
         monkeypatch.setattr(stock, "can_trim", lambda kind, trims=trims: trims)
         config = make_config("SASRec", "chain", config_dict=given)

@@ -142,7 +142,7 @@ def test_a_model_may_have_learning_rates_of_its_own_for_parts(make_model):
     trainer, train, *_ = trainer_of(make_model, learning_rate=0.01, adam_eps=1e-3)
     trainer.model.learning_rate_factor = lambda name: 0.5 if name.startswith("user") else 1.0
     trainer.optimizer = trainer._build_optimizer()
-    assert [group["factor"] for group in trainer.optimizer.param_groups[:2]] == [1.0, 0.5]
+    assert {group["factor"] for group in trainer.optimizer.param_groups} == {1.0, 0.5}
     assert {group["eps"] for group in trainer.optimizer.param_groups} == {1e-3}
     trainer._train_step(train, train._dataset.inter_feat[torch.arange(4)], 10, 1)
     rates = {
