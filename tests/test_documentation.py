@@ -67,7 +67,7 @@ def test_a_page_has_the_raw_figures(topic):
 
 
 def test_the_page_on_order_has_the_raw_figures():
-    names = {"LLMSRec": "LLM-SRec", "last": "last 3", "ndcg@10": "NDCG@10", "hit@10": "HR@10"}
+    names = {"LLMSRec": "LLM-SRec", "LLMSTAR": "LLM-STAR", "last": "last 3", "ndcg@10": "NDCG@10", "hit@10": "HR@10"}
     tables = RESULTS["order"]["tables"]
     rows = [row for table in tables for row in table["rows"] if "jaccard" in row and row["metric"].endswith("@10")]
     shown = cells(PAGES["order"])

@@ -18,7 +18,7 @@ USAGE = """\
 recbole-llm tune --model=SASRec --dataset=ml-100k [--trials=20] [--params_file=FILE] [--algo=bayes] [--key=value ...]
 
   --trials       settings that are tried
-  --params_file  what is searched: YAML (choice: {hidden_size: [64, 128]}) or RecBole's hyper.test; left out: published ranges
+  --params_file  what is searched: YAML (choice: {hidden_size: [64, 128]}) or RecBole's hyper.test; left out: usual ranges
   --algo         bayes, random or exhaustive
   --output       folder of the results [tuned]
 
@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
     first_look([model], str(dataset), settings, files)
     space_file = params_file or built_in(model_of(model))
     if space_file is None:
-        raise UserError(f"there are no published ranges for {model}: give the ranges to search as --params_file=FILE.")
+        raise UserError(f"there are no built-in ranges for {model}: give the ranges to search as --params_file=FILE.")
     space = read_space(space_file, known_keys(model_of(model)))
     name = str(params_file) if params_file else f"properties/tune/{model_of(model)}.yaml"
     command = ["recbole-llm", "tune", *words]

@@ -31,6 +31,7 @@ def recbole_llm(site: Path, folder: Path, *arguments: str) -> subprocess.Complet
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_it_stands_in_one_table_with_ours_and_recboles(site, tmp_path, chain_data):
     done = recbole_llm(
         site, tmp_path, "run", "--model=SASRec,LLMSTAR,MyModel,MyModel:plain", "--dataset=chain", f"--data_path={chain_data}",

@@ -211,7 +211,7 @@ def test_a_search_a_run_with_its_winner_and_the_report(chain_data, capsys, tmp_p
         (["--model=SASRec"], "name a dataset"),
         (["--model=SASRec", "--dataset=chain", "--trials=0"], "trials: 0"),
         (["--model=SASRec", "--dataset=chain", "--algo=grid"], "one of bayes, random, exhaustive"),
-        (["--model=Caser", "--dataset=chain"], "no published ranges for Caser"),
+        (["--model=Caser", "--dataset=chain"], "no built-in ranges for Caser"),
         (["--model=SASRec", "--dataset=chain", "--params_file=none.test"], "none.test cannot be read"),
     ],
 )
