@@ -399,6 +399,7 @@ def run(data, *arguments):
     return {record["label"]: record["metrics"]["test"] for record in json.loads(Path("r.json").read_text())}
 
 
+@pytest.mark.slow
 def test_beside_a_stock_model_under_full_ranking(chain_data, capsys):
     rows = run(chain_data, "--model=SASRec,ST2SI", "--epochs=1", "--SASRec.epochs=1", "--per_user_file=u.tsv")
     assert rows["SASRec"].keys() == {"ndcg@10", "recall@10", "mrr@10", "mrr@all"}

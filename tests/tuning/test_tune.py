@@ -134,7 +134,7 @@ def test_the_best_by_validation_wins_and_is_the_only_one_tested(request_for, tra
         ]
 
 
-@pytest.mark.parametrize("algorithm", ["bayes", "exhaustive"])
+@pytest.mark.parametrize("algorithm", ["bayes", pytest.param("exhaustive", marks=pytest.mark.slow)])
 def test_a_search_that_was_stopped_goes_on(request_for, trained, monkeypatch, algorithm):
     request = replace(request_for, algorithm=algorithm, trials=4)
     whole = tune(replace(request, output="whole")).trials
