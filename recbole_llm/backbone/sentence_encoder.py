@@ -125,18 +125,7 @@ class MeanPoolingEncoder(SentenceEncoder):
         self.size = model.config.hidden_size
 
     def _token_ids(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(
-            [text.lower() for text in texts] if self.lower_case else texts,
-            # These override padding and truncation in tokenizer.json (that of all-MiniLM-L6-v2 pads to 128).
-            padding=False,
-            truncation=True,
-            max_length=self.max_tokens,
-            # "[SEP]" in a title is five characters, not the end of the sentence.
-            split_special_tokens=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        return cut_token_ids(self.tokenizer, texts, self.max_tokens, self.lower_case)
 
     @torch.inference_mode()
     def _encode_ids(self, ids: list[list[int]]) -> Tensor:
@@ -238,6 +227,24 @@ def sentence_encoder_source(name: str | os.PathLike = DEFAULT_SENTENCE_ENCODER, 
         UserError: an encoder that does not exist or cannot be fetched.
     """
     return _locate(os.fspath(name), revision)[1]
+
+
+def cut_token_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_tokens: int, lower_case: bool
+) -> list[list[int]]:
+    """Token ids of texts with the tokenizer's own tokens around them, ``max_tokens`` at most."""
+    return tokenizer(
+        [text.lower() for text in texts] if lower_case else texts,
+        # These override padding and truncation in tokenizer.json (that of all-MiniLM-L6-v2 pads to 128).
+        padding=False,
+        truncation=True,
+        max_length=max_tokens,
+        # "[SEP]" in a title is five characters, not the end of the sentence.
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_llm.backbone.backbone import Source
 from recbole_llm.backbone.encoder import EncoderCounts, EncoderSettings
-from recbole_llm.backbone.sentence_encoder import TextTransformer
+from recbole_llm.backbone.sentence_encoder import TextTransformer, cut_token_ids
 from recbole_llm.prompt.batch import cut_into_micro_batches
 
 
@@ -73,16 +73,7 @@ class TextEncoder(nn.Module):
         """Token ids of texts, cut; what looks like a special token is plain text."""
         # Tokenizers refuse half a surrogate pair, which is not valid Unicode.
         texts = [text.strip().encode("utf-8", "replace").decode() for text in texts]
-        ids = self.backbone.tokenizer(
-            [text.lower() for text in texts] if self.lower_case else texts,
-            padding=False,
-            truncation=True,
-            max_length=self.max_tokens,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        ids = cut_token_ids(self.backbone.tokenizer, texts, self.max_tokens, self.lower_case)
         # A tokenizer that adds nothing leaves no token of an empty text.
         pad = self.backbone.tokenizer.pad_token_id or 0
         return [np.array(row or [pad], dtype=np.int64) for row in ids]

@@ -562,7 +562,7 @@ class TextSequentialDataset(SequentialDataset):
         groups = self.inter_feat[group_by].numpy()
         _, first, inverse, counts = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
         order = np.lexsort([np.arange(len(groups)), first[inverse]])  # groups in the order in which they begin
-        counts = np.repeat(counts[np.argsort(first)], counts[np.argsort(first)])
+        counts = counts[inverse][order]
         starts = np.flatnonzero(np.r_[True, np.diff(first[inverse][order]) != 0])
         place = np.arange(len(groups)) - np.repeat(starts, np.diff(np.r_[starts, len(groups)]))
         behind = np.maximum(place - (counts - np.minimum(left_out, counts - 1)) + 1, 0)  # 0: in training

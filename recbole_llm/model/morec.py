@@ -201,11 +201,7 @@ class MoRec(BackboneRecommender):
     def score(self, interaction: Interaction, candidates: Tensor | None) -> Tensor:
         """Score each row's candidates int64 ``[B, C]``: ``[B, C]``; with None the whole catalog: ``[B, n_items]``."""
         users = self.represent_distinct_users(interaction)
-        if candidates is not None:
-            return torch.einsum("bd,bcd->bc", users, self.item_table.rows(candidates.cpu().numpy()))
-        scores = users @ self.item_table.whole().T
-        scores[:, 0] = float("-inf")  # the padding item
-        return scores
+        return self.item_table.scores(users, candidates)
 
     @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:

@@ -70,3 +70,12 @@ class ItemTable:
             self._present[missing] = True
             self.encoded += len(missing)
         return self._table[torch.from_numpy(items).to(self._table.device)]
+
+    def scores(self, users: Tensor, candidates: Tensor | None) -> Tensor:
+        """Inner products of users ``[B, d']`` with their candidates int64 ``[B, C]``, ``[B, C]``; with None those of the whole
+        catalog, ``[B, items]`` (column 0, the padding item, is -inf)."""
+        if candidates is not None:
+            return torch.einsum("bd,bcd->bc", users, self.rows(candidates.cpu().numpy()))
+        scores = users @ self.whole().T
+        scores[:, 0] = float("-inf")
+        return scores

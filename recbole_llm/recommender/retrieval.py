@@ -119,11 +119,7 @@ class RetrievalForm(Form):
     def score(self, interaction: Interaction, candidates: Tensor | None) -> Tensor:
         """Score each row's candidates, or the whole catalog, from the item table; see :meth:`Form.score`."""
         users = self.model.represent_distinct_users(interaction)
-        if candidates is not None:
-            return torch.einsum("bd,bcd->bc", users, self.item_table.rows(candidates.cpu().numpy()))
-        scores = users @ self.item_table.whole().T
-        scores[:, 0] = float("-inf")  # the padding item
-        return scores
+        return self.item_table.scores(users, candidates)
 
     @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:
