@@ -198,6 +198,7 @@ def test_a_comparison_prints_a_table_and_writes_results(chain_data, capsys):
     assert capsys.readouterr().out in out
 
 
+@pytest.mark.slow
 def test_s3rec_is_pretrained_and_then_finetuned(chain_data):
     arguments = ["--epochs=2", "--pretrain_epochs=2", "--item_attribute=title", "--hidden_size=8", "--train_batch_size=64"]
     arguments.append("--load_col={inter: [user_id, item_id, timestamp], item: [item_id, title]}")
@@ -215,6 +216,7 @@ def test_s3rec_is_pretrained_and_then_finetuned(chain_data):
     assert first == again
 
 
+@pytest.mark.slow
 def test_variants_of_a_model_stand_in_one_table(chain_data, capsys):
     """An ablation and another teacher beside the model itself: each variant differs by its own keys alone."""
     arguments = ["--LLMSRec:plain.distill_weight=0", "--LLMSRec:gru.teacher=GRU4Rec", "--GRU4Rec.embedding_size=8"]
@@ -348,6 +350,7 @@ def test_the_script_of_the_readme(chain_data):
 # Interruptions
 
 
+@pytest.mark.slow
 def test_a_signal_ends_with_a_sentence_and_keeps_what_was_trained(chain_data):
     """In a process of its own, by SIGTERM: Ctrl-C and the others take the same way (above)."""
     arguments = command_of(chain_data, "--epochs=10000", "--stopping_step=10000", models="SASRec,LLMSRec")[1:]

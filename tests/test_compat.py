@@ -175,6 +175,7 @@ class TestNumpy:
 
 
 class TestRay:
+    @pytest.mark.slow
     def test_without_ray_the_quick_start_is_imported_and_searches(self, settings, tmp_path):
         """In a process of its own, where ``import ray`` fails, and then where Ray is broken."""
         script = f"""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llm import cli, quick_start
+from recbole_llm import cli, configure, quick_start
 from recbole_llm.config.command_line import parse_command_line
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def test_a_documented_command_resolves(line, tmp_path, monkeypatch, capsys):
 
         def configure_all(models, dataset, seeds=(), config_file_list=None, settings=None, on_row=None):
             for name in [name for name in models if "+" not in name]:
-                configured.append(quick_start.configure(name, dataset, models, None, config_file_list, settings or {}))
+                configured.append(configure.configure(name, dataset, models, None, config_file_list, settings or {}))
             return []
 
         monkeypatch.setattr(quick_start, "compare", configure_all)

@@ -158,6 +158,7 @@ def test_a_file_size_limit_is_a_sentence_and_leaves_the_old_file(tmp_path):
     check(json.loads(done.stdout.splitlines()[-1]), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(tmp_path, capsys):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -26,7 +26,8 @@ TINY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("seeds", [[1], pytest.param([1, 2], marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("seeds", [[1], [1, 2]], ids=str)
+@pytest.mark.slow
 def test_a_fused_row_stands_beside_its_models(chain_data, seeds):
     seen = []
     labels = ["SASRec", "SASRec+LLMSRec:b", "LLMSRec:b"]

@@ -12,9 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 from recbole_llm import preflight
+from recbole_llm.configure import configure
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError
-from recbole_llm.quick_start import compare, configure
+from recbole_llm.quick_start import compare
 from recbole_llm.registry import MODELS
 
 SETTINGS = {

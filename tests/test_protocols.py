@@ -14,9 +14,10 @@ from recbole_llm import cli
 from recbole_llm.config.first_look import first_look
 from recbole_llm.config.protocols import protocol_names, under_protocols
 from recbole_llm.config.settings import make_config
+from recbole_llm.configure import configure
 from recbole_llm.errors import UserError
 from recbole_llm.loading import load_data_and_model
-from recbole_llm.quick_start import compare, configure
+from recbole_llm.quick_start import compare
 from recbole_llm.results.files import read_rows, write_json, write_per_user
 from recbole_llm.results.reading import read_inputs
 from recbole_llm.results.run import add_test, read_run
@@ -77,7 +78,7 @@ def test_a_trained_model_is_tested_under_further_protocols_without_training(furt
     # the same once more tests nothing
     for owner, name in ((LLMTrainer, "evaluate"), (stock, "_train")):
         monkeypatch.setattr(owner, name, never)
-    monkeypatch.setattr("recbole_llm.quick_start.evaluate", never)
+    monkeypatch.setattr("recbole_llm.run_model.evaluate", never)
     again = compare(MODELS, "chain", settings={**SETTINGS, "data_path": str(chain_data), "protocol": ["retrieval", "full"]})
     assert [row["metrics"] for row in again] == [row["metrics"] for row in further]
     assert [row["test_set"] for row in again] == [row["test_set"] for row in further] and len(set(map(str, again))) == 4

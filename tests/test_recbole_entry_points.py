@@ -20,7 +20,7 @@ def tiny_settings(tiny_settings, monkeypatch):
     return {**tiny_settings, "history_length": 3}
 
 
-@pytest.mark.parametrize("name", ["LLMSTAR", "LLMSRec"])
+@pytest.mark.parametrize("name", ["LLMSTAR", pytest.param("LLMSRec", marks=pytest.mark.slow)])
 def test_run_recbole(name, tiny_settings):
     result = run_recbole(model=name, dataset="chain", config_dict=tiny_settings, saved=True)
     assert 0 < result["best_valid_score"] <= 1
@@ -71,7 +71,7 @@ def test_metrics_of_different_protocols_are_told(tiny_settings, caplog, monkeypa
     assert caplog.text.count("protocol: retrieval for") == 1
 
 
-@pytest.mark.parametrize("algorithm", ["exhaustive", "random"])
+@pytest.mark.parametrize("algorithm", ["exhaustive", pytest.param("random", marks=pytest.mark.slow)])
 def test_a_search_over_beta_runs_two_trials(algorithm, tiny_settings, tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump({"model": "LLMSTAR", "dataset": "chain", **tiny_settings, "epochs": 1}))

@@ -38,9 +38,11 @@ from recbole_llm.config.help import help_text
 from recbole_llm.config.identity import deciding_settings
 from recbole_llm.config.schema import known_keys
 from recbole_llm.config.settings import make_config
+from recbole_llm.configure import configure
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidates import CandidateSampler
-from recbole_llm.quick_start import compare, configure, run_folder
+from recbole_llm.quick_start import compare
+from recbole_llm.run_model import run_folder
 from recbole_llm.teacher.teacher import teacher_config
 
 ROOT = Path(registry.__file__).parents[1]

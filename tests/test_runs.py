@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recbole_llm import checkpoint, cli, lock, quick_start
+from recbole_llm import checkpoint, cli, lock, run_model
 from recbole_llm.errors import UserError
 from recbole_llm.files import format_size
 from recbole_llm.lock import held
@@ -168,7 +168,7 @@ def test_the_same_comparison_again_reads_everything(there, settings, monkeypatch
     def refused(*arguments, **options):
         raise AssertionError("nothing is trained or tested again")
 
-    for place, name in ((quick_start, "evaluate"), (LLMTrainer, "fit"), (LLMTrainer, "evaluate")):
+    for place, name in ((run_model, "evaluate"), (LLMTrainer, "fit"), (LLMTrainer, "evaluate")):
         monkeypatch.setattr(place, name, refused)
     monkeypatch.setattr("recbole_llm.recommender.base.load_backbone", refused)  # not even the LLM is loaded
     again = compare(MODELS, "chain", settings=settings)
@@ -194,7 +194,7 @@ def test_other_runs_are_not_found(copied, settings, monkeypatch, changed):
     elif changed == "teacher":
         (folder / "sources.json").write_text(json.dumps({**sources, "teacher": "another"}))
     elif changed == "weights":
-        monkeypatch.setattr(quick_start, "fetch_backbone", lambda config: {"source": "folder", "sha256": "another"})
+        monkeypatch.setattr(run_model, "fetch_backbone", lambda config: {"source": "folder", "sha256": "another"})
     elif changed == "damaged":
         (folder / "sources.json").write_text("{")
     else:
@@ -348,14 +348,15 @@ def test_sizes_and_ages():
 # --- stopped and gone on with ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_stopped_everywhere_ends_as_one_that_was_not(there, settings, monkeypatch, tmp_path):
     """Stopped in the baseline's training, before its test, in a model's training and before its test; see also
     tests/robustness/test_kills.py."""
     monkeypatch.chdir(tmp_path)
     asked = {**settings, "resume": True}
     places = (
-        (CausalTraining, "batch_loss", 2), (quick_start, "evaluate", 0), (LLMTrainer, "_train_step", 2),
-        (LLMTrainer, "evaluate", 1), (quick_start, "keep_run", 0),
+        (CausalTraining, "batch_loss", 2), (run_model, "evaluate", 0), (LLMTrainer, "_train_step", 2),
+        (LLMTrainer, "evaluate", 1), (run_model, "keep_run", 0),
     )  # fmt: skip
     for owner, name, calls in places:
         whole, left = getattr(owner, name), [calls]

@@ -17,12 +17,12 @@ from recbole_llm import answers, cli, lock
 from recbole_llm.analysis import cases
 from recbole_llm.data.prepare import generate_chain
 from recbole_llm.errors import UserError, printable_json, printable_lines, say
-from recbole_llm.quick_start import failure
 from recbole_llm.recommend import Recommendation
 from recbole_llm.results import log
 from recbole_llm.results.comparison import sentence
 from recbole_llm.results.run import RECORD
 from recbole_llm.results.table import format_table
+from recbole_llm.run_model import failure
 
 PACKAGE = Path(cli.__file__).parent
 # An escape sequence, the same by one character, an override of the direction, a bell, half a surrogate pair.

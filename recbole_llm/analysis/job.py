@@ -16,9 +16,9 @@ from recbole.config import Config
 
 from recbole_llm._version import __version__
 from recbole_llm.analysis.tables import plain
+from recbole_llm.configure import configure
 from recbole_llm.errors import UserError
 from recbole_llm.files import replace_text
-from recbole_llm.quick_start import configure
 
 RESULT = "result.json"
 PER_USER = "per_user.tsv"

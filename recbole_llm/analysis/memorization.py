@@ -25,11 +25,11 @@ from recbole_llm.backbone.generation.decoding import greedy
 from recbole_llm.backbone.load import load_backbone
 from recbole_llm.backbone.text import encode_text
 from recbole_llm.config.settings import select
+from recbole_llm.configure import configure
 from recbole_llm.data import atomic
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
 from recbole_llm.prompt.batch import PromptBatch
-from recbole_llm.quick_start import configure
 from recbole_llm.recommender.base import ModelSettings
 
 _LONGEST_LINE = 300  # characters of a line that are shown

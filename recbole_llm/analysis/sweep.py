@@ -18,7 +18,7 @@ from recbole_llm.analysis.tables import decimal, format_columns
 from recbole_llm.config.schema import parse_value
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError
-from recbole_llm.quick_start import failure, log_traceback, run_model
+from recbole_llm.run_model import failure, log_traceback, run_model
 
 
 @dataclass(frozen=True)

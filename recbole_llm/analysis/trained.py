@@ -18,8 +18,8 @@ from recbole_llm.evaluation.evaluate import ScoreRows
 from recbole_llm.evaluation.stock_scores import stock_scores
 from recbole_llm.loading import load_data_and_model
 from recbole_llm.preflight import reads_llm
-from recbole_llm.quick_start import run_model
 from recbole_llm.registry import is_ours
+from recbole_llm.run_model import run_model
 from recbole_llm.teacher import stock
 
 
@@ -71,7 +71,7 @@ def obtain(name: str, config: Config, data: SharedData, models: Sequence[str] = 
 
     Args:
         name: what the model is called in the analysis.
-        config: from :func:`recbole_llm.quick_start.configure`.
+        config: from :func:`recbole_llm.configure.configure`.
         data: builds the dataset.
         models: all models of the analysis.
     """

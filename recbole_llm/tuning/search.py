@@ -26,10 +26,12 @@ from recbole_llm.checkpoint import write_json
 from recbole_llm.config.identity import deciding_settings
 from recbole_llm.config.schema import Key, known_keys, recbole_arguments
 from recbole_llm.config.settings import model_of
+from recbole_llm.configure import configure
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import UserError, printable
 from recbole_llm.files import replace_text
-from recbole_llm.quick_start import configure, failure, log_traceback, run_model, start_logging, train_model
+from recbole_llm.quick_start import start_logging
+from recbole_llm.run_model import failure, log_traceback, run_model, train_model
 from recbole_llm.tuning.space import Space
 
 TRIALS = "trials.json"
@@ -78,7 +80,7 @@ class Tuned:
         file: the winner's settings, for ``--config_files``.
         best: the winning trial.
         trials: all, in their order: ``params``, ``valid``, ``value``, ``seconds``, ``checkpoint``, or ``params``, ``error``.
-        row: of the winner's test, as :func:`recbole_llm.quick_start.run_model` gives it.
+        row: of the winner's test, as :func:`recbole_llm.run_model.run_model` gives it.
     """
 
     folder: Path

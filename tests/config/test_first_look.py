@@ -10,8 +10,8 @@ import pytest
 from recbole_llm.config.checks import stock_class
 from recbole_llm.config.first_look import first_look
 from recbole_llm.config.stock_sources import keys_read_by
+from recbole_llm.configure import configure
 from recbole_llm.errors import UserError
-from recbole_llm.quick_start import configure
 from recbole_llm.registry import BASELINES, stock_models
 
 HEAVY = "torch", "transformers", "recbole", "pandas", "numpy"

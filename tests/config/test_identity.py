@@ -18,7 +18,8 @@ from recbole_llm.config.identity import (
 from recbole_llm.config.schema import Key, known_keys
 from recbole_llm.config.settings import make_config
 from recbole_llm.data.shared import SharedData
-from recbole_llm.quick_start import compare, run_folder
+from recbole_llm.quick_start import compare
+from recbole_llm.run_model import run_folder
 from recbole_llm.teacher.teacher import teacher_config
 
 # Other values where one that is made up would be refused.

@@ -11,8 +11,8 @@ from recbole_llm.config.identity import deciding_settings
 from recbole_llm.config.presets import presets_of
 from recbole_llm.config.schema import known_keys, load_yaml
 from recbole_llm.config.settings import make_config
+from recbole_llm.configure import configure, default_protocol
 from recbole_llm.errors import UserError
-from recbole_llm.quick_start import configure, default_protocol
 from recbole_llm.teacher.teacher import teacher_config
 
 PROPERTIES = registry.properties_folder()

@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from recbole_llm import cli
 from recbole_llm.backbone.endpoint import Answer
+from recbole_llm.configure import default_protocol
 from recbole_llm.errors import UserError
 from recbole_llm.evaluation.candidates import draw_candidates, shuffled_columns
 from recbole_llm.evaluation.evaluate import evaluate_ranking
 from recbole_llm.evaluation.ranking import rank_of_target
-from recbole_llm.quick_start import default_protocol
 from recbole_llm.recommender.generation import CandidateGenerator
 from recbole_llm.trainer.staged import StagedRecommender
 

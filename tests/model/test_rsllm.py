@@ -11,10 +11,10 @@ from torch.nn import functional
 from recbole_llm import cli
 from recbole_llm.config.schema import load_yaml
 from recbole_llm.config.settings import select
+from recbole_llm.configure import configure
 from recbole_llm.errors import UserError
 from recbole_llm.model.rsllm import RSLLM
 from recbole_llm.prompt.batch import MARKER_TOKEN, SLOT_TOKEN
-from recbole_llm.quick_start import configure
 from recbole_llm.trainer.stages import StageSettings, stages_to_run
 
 BY_GENERATION = {"recommend_by": "generation", "protocol": "generation", "train_candidates": 5, "lora_dropout": 0.0}
@@ -232,7 +232,7 @@ def test_by_retrieval_users_and_targets_are_aligned(make_model):
     assert tokens[np.flatnonzero(tokens == SLOT_TOKEN) - 1].tolist() == [MARKER_TOKEN]
 
 
-@pytest.mark.parametrize("teacher", ["GRU4Rec", "Caser"])
+@pytest.mark.parametrize("teacher", ["GRU4Rec", pytest.param("Caser", marks=pytest.mark.slow)])
 def test_other_teachers_and_the_command_line(small_data, teacher):
     command = (
         f"run --model=RSLLM --dataset=chain --data_path={small_data} --recommend_by=generation --teacher={teacher} "

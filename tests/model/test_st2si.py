@@ -229,6 +229,7 @@ def test_softmax_in_chunks_and_over_samples(make):
         assert sampled.shape == plain.shape and (sampled < plain).float().mean() > 0.5 and torch.isfinite(sampled).all()
 
 
+@pytest.mark.slow
 def test_text_is_learned_to_mean_its_id(make):
     config, model, splits = make(epochs=35, learning_rate=1e-2, train_batch_size=64, eval_step=0)
     trainer = get_trainer(config["MODEL_TYPE"], "ST2SI")(config, model)
@@ -466,6 +467,7 @@ def test_the_models_of_all_sources_are_one_recommender(make, two_datasets, tmp_p
     assert set(model.id_accuracy()) == {f"{name}/ilp_accuracy@{k}" for name in ("chain", "links") for k in (1, 5)}
 
 
+@pytest.mark.slow
 def test_a_stopped_pretraining_resumes_to_the_same_llm(make, two_datasets, tmp_path, monkeypatch):
     settings = {
         "pretrain_datasets": ["links", "rings"],

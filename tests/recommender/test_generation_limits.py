@@ -71,7 +71,9 @@ def test_the_trie_holds_a_shared_title_once(make_model):
     assert scores.tolist() == [[1.0, 1.0]] and model.answer_metrics() == {"validratio": 1.0}
 
 
-@pytest.mark.parametrize("decode", ["greedy", "constrained", "likelihood"])
+@pytest.mark.parametrize(
+    "decode", ["greedy", *(pytest.param(name, marks=pytest.mark.slow) for name in ("constrained", "likelihood"))]
+)
 def test_an_answer_by_a_title_that_was_cut_is_still_that_title(make_model, decode):
     """An LLM taught the cut title answers with it, and is understood."""
     _, model, splits = make_model("TALLRec", **BY_GENERATION, decode=decode, max_item_tokens=30, tuning="full")
@@ -118,7 +120,7 @@ def test_constrained_answers_stay_valid_among_cut_titles(make_model):
     assert model.answer_metrics() == {"validratio": 1.0}
 
 
-@pytest.mark.parametrize("decode", ["greedy", "constrained", "likelihood"])
+@pytest.mark.parametrize("decode", [pytest.param("greedy", marks=pytest.mark.slow), "constrained", "likelihood"])
 def test_prompts_that_fill_the_context_are_answered(make_model, decode):
     """Rows that fill the LLM's context to the last token beside rows with longer candidates, each as if it were alone."""
     _, model, splits = make_model("TALLRec", **BY_GENERATION, decode=decode, max_item_tokens=60)

@@ -106,6 +106,7 @@ def test_loss_and_score_equal_those_of_the_plain_llm(make_model):
     torch.testing.assert_close(model.predict(rows), torch.stack(scores), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_few_steps_learn_who_liked_what(make_model):
     _, model, splits = make_model("TALLRec", **YES_NO, tuning="full")
     rows = splits["train"].inter_feat[torch.arange(12)]

@@ -162,8 +162,8 @@ def run_case(words: Sequence[str], folder: Path) -> Outcome:
 def prepare(folder: Path) -> Path:
     """A small data set, and beside it ``saved`` with SASRec trained on it under each protocol; its path."""
     from recbole_llm.config.first_look import first_look
+    from recbole_llm.configure import configure
     from recbole_llm.data.prepare import generate_chain
-    from recbole_llm.quick_start import configure
     from recbole_llm.registry import MODELS
 
     data = folder / "data"

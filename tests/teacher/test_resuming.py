@@ -65,7 +65,7 @@ def assert_equal(one, other):
     assert all(torch.equal(value, other[0][name]) for name, value in one[0].items())
 
 
-@pytest.mark.parametrize("model", CASES)
+@pytest.mark.parametrize("model", ["SASRec", *(pytest.param(name, marks=pytest.mark.slow) for name in ("BERT4Rec", "BPR"))])
 def test_a_stopped_training_ends_as_one_that_was_not(model, settings, monkeypatch, tmp_path):
     own, batches = CASES[model]
     own = {**settings, **own}
@@ -91,6 +91,7 @@ def test_a_stopped_training_ends_as_one_that_was_not(model, settings, monkeypatc
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_both_stages_of_s3rec_go_on(settings, monkeypatch, chain_data):
     own = {
         **settings, **SIZES, "pretrain_epochs": 3, "epochs": 3, "train_batch_size": 200, "train_stage": "pretrain",

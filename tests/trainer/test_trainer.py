@@ -68,6 +68,7 @@ def test_the_final_test_takes_everyone(make_model):
     assert len(trainer.last_ranking.ranks) == len(test._dataset.inter_feat)
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_validations(make_model):
     trainer, train, valid, _ = trainer_of(make_model, epochs=20, learning_rate=1e-12, stopping_step=2)
     trainer.fit(train, valid)
@@ -232,6 +233,7 @@ def test_merging_at_the_end_changes_neither_scores_nor_weights(make_model, monke
     torch.testing.assert_close(scores[0][0], scores[2][0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_with_two_llms_keeps_both(make_model, monkeypatch):
     trainer, train, valid, test = trainer_of(make_model, "TALLRec", merge_adapter=True, epochs=1, eval_step=1)
     second = load_backbone({"backbone": "tiny", "backbone_layers": 1, "tuning": "lora", "seed": 3})

@@ -134,7 +134,8 @@ def test_the_best_by_validation_wins_and_is_the_only_one_tested(request_for, tra
         ]
 
 
-@pytest.mark.parametrize("algorithm", ["bayes", pytest.param("exhaustive", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("algorithm", ["bayes", "exhaustive"])
+@pytest.mark.slow
 def test_a_search_that_was_stopped_goes_on(request_for, trained, monkeypatch, algorithm):
     request = replace(request_for, algorithm=algorithm, trials=4)
     whole = tune(replace(request, output="whole")).trials
@@ -184,6 +185,7 @@ def test_mistakes_of_a_search(request_for, trained, monkeypatch):
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_search_a_run_with_its_winner_and_the_report(chain_data, capsys, tmp_path):
     (tmp_path / "hyper.test").write_text("hidden_size choice [4,8]\n")
     common = [f"--data_path={chain_data}", "--dataset=chain", "--use_gpu=False", "--show_progress=False"]
