@@ -154,7 +154,9 @@ def test_llmstar_loss_is_that_of_separate_prompts(make_model):
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("teacher", ["SASRec", "GRU4Rec", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Caser", "BERT4Rec"))])
+@pytest.mark.parametrize("teacher", [
+    "SASRec", "GRU4Rec", pytest.param("Caser", marks=pytest.mark.slow), pytest.param("BERT4Rec", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_teachers(make_model, teacher):
     """A teacher's user representation times its item vectors is the stock model's own score."""
     settings = {"epochs": 1, "train_batch_size": 256}

@@ -152,6 +152,15 @@ def test_the_plots_have_the_numbers(page):
     assert len(losses) == 6 and [trace["name"] for trace in losses[0]["data"]] == ["retrieval", "sequence"]
 
 
+def test_a_model_has_one_color_though_others_have_no_curve(tmp_path):
+    runs = make_runs(tmp_path / "saved")
+    for run in tmp_path.glob("saved/SASRec-*/curve.json"):
+        run.unlink()
+    figures = json.loads(Reader(write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")).scripts["figures"])
+    colors = [{trace["name"].partition(" · ")[0]: trace["marker"]["color"] for trace in figures[place]["data"]} for place in (1, 3)]
+    assert len(colors[1]) == 2 and colors[1].items() <= colors[0].items()
+
+
 @pytest.mark.parametrize("name", SECTIONS)
 def test_each_analysis_has_a_table_and_a_plot(name):
     section = section_of(Analysis(name, analysis_results()[name], "recbole-llm analyze", Path(f"{name}.json")))

@@ -41,14 +41,19 @@ def _without_seed(rows: Sequence[ResultRow]) -> list[str]:
 
 def curves(rows: Sequence[ResultRow]) -> Section | None:
     """Validation in the course of the training, all runs in one plot, then each run's losses; None without a curve."""
-    named = [(name, row) for name, row in zip(names_of(rows), rows, strict=True) if row.get("curve")]
+    models = _without_seed(rows)
+    colors = {model: place for place, model in enumerate(dict.fromkeys(models))}  # as in the plots of the table
+    named = []
+    for place, (name, row) in enumerate(zip(names_of(rows), rows, strict=True)):
+        if row.get("curve"):
+            named.append((name, row, (colors[models[place]], models[:place].count(models[place]))))
     if not named:
         return None
     parts: list[Any] = []
     validations = _validations(named[:_MOST_CURVES])
     if validations:
         parts.append(Row(validations))
-    losses = [plot for name, row in named[:_MOST_CURVES] if (plot := _losses(name, row["curve"])) is not None]
+    losses = [plot for name, row, _ in named[:_MOST_CURVES] if (plot := _losses(name, row["curve"])) is not None]
     if losses:
         parts.append(Details(f"Training losses of {len(losses)} runs", [Row(losses)]) if len(losses) > 4 else Row(losses))
     if len(named) > _MOST_CURVES:
@@ -56,21 +61,18 @@ def curves(rows: Sequence[ResultRow]) -> Section | None:
     return Section("Training curves", parts) if parts else None
 
 
-def _validations(named: Sequence[tuple[str, ResultRow]]) -> list[Plot]:
+def _validations(named: Sequence[tuple[str, ResultRow, tuple[int, int]]]) -> list[Plot]:
     """The metric that models are chosen by, against epochs and against minutes: a color per model, a dash per seed."""
-    metrics = [str(row.get("valid_metric") or "").lower() for _, row in named]
+    metrics = [str(row.get("valid_metric") or "").lower() for _, row, _ in named]
     metric = next((name for name in metrics if name), None)
-    models = _without_seed([row for _, row in named])
-    colors = {model: place for place, model in enumerate(dict.fromkeys(models))}
     plotted = []
     for x, of in (("epoch", _epoch), ("minutes of training", _minutes)):
         traces: list[Any] = []
-        for place, (name, row) in enumerate(named):
+        for name, row, look in named:
             points = [point for point in row["curve"] if _valid(point, metric) is not None and of(point) is not None]
             if points:
                 values = [_valid(point, metric) for point in points]
-                variant = models[:place].count(models[place])
-                traces.append(plots.line(name, [of(point) for point in points], values, colors[models[place]], variant))
+                traces.append(plots.line(name, [of(point) for point in points], values, *look))
         if traces:
             figure = plots.figure(traces, x=x, y=f"validation {metric}")
             figure.update_xaxes(rangemode="tozero")
