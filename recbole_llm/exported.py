@@ -93,7 +93,7 @@ def _read_users(folder: Path, items: int) -> UserHistories:
     file = folder / USERS
     table = _read_table(file, {"user": pl.String, "items": pl.List(pl.Int64), "times": pl.List(pl.Float64)})
     lengths = table["items"].list.len().to_numpy().astype(np.int64)
-    values, times = (table[name].explode().to_numpy() for name in ("items", "times"))
+    values, times = (table[name].explode().to_numpy(writable=True) for name in ("items", "times"))
     same = (table["times"].list.len().to_numpy() == lengths).all()
     if not same or not (lengths > 0).all() or not ((values > 0) & (values <= items)).all() or not np.isfinite(times).all():
         raise _damaged(file, "each user needs items of the catalog, as many timestamps, and at least one")

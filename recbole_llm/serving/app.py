@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
@@ -15,7 +16,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recbole_llm._version import __version__
@@ -118,8 +118,7 @@ def make_app(service: Service, limits: Limits | None = None, hosts: Sequence[str
         redoc_url=None,
     )
     app.state.batcher = batcher
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
-    app.add_middleware(Guard, limits=limits)
+    app.add_middleware(Guard, limits=limits, hosts=hosts)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -229,7 +228,7 @@ def _refusal(status: int, sentence: str, headers: dict[str, str] | None = None) 
 def _sentence(error: RequestValidationError) -> tuple[int, str]:
     """Status and sentence of the first thing that is wrong with a question."""
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query") and "function" not in str(part)]
+    place = [str(part) for part in first["loc"][1:]]
     if first["type"] == "json_invalid":
         return 400, f"the body is no JSON ({first.get('ctx', {}).get('error', 'it cannot be read')})."
     if first["type"] == "missing" and not place:
@@ -238,20 +237,24 @@ def _sentence(error: RequestValidationError) -> tuple[int, str]:
         return 422, f"{printable('.'.join(place))} is no key of a question: give {', '.join(Asked.model_fields)}."
     if not place:
         return 422, 'the body must be a JSON object such as {"history": ["a title"]}, sent as application/json.'
-    where = ".".join(part for part in place if part not in ("int", "str") and not part.startswith("constrained"))
-    return 422, f"{printable(where)}: {printable(first['msg'])}."
+    kinds = ("int", "str", "constrained-str")  # of a text or number, which of them it was tried as
+    where = ".".join(part for part in place if part not in kinds)
+    return 422, f"{printable(where)}: {printable(first['msg'].replace('Input should', 'it must'))}."
 
 
 class Guard:
     """Reads a question's body within limits of size and time before anything else sees it; adds headers to each answer.
 
+    A question to another host is refused: a page from elsewhere, whose name leads here, must not read a local server's answers.
+
     Args:
         app: what comes next.
         limits: of the server.
+        hosts: names under which it may be addressed; ``*``: any.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
-        self.app, self.limits = app, limits
+    def __init__(self, app: ASGIApp, limits: Limits, hosts: Sequence[str]) -> None:
+        self.app, self.limits, self.hosts = app, limits, frozenset(host.lower() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -264,6 +267,12 @@ class Guard:
                 message = {**message, "headers": [*message.get("headers", []), *own]}
             await send(message)
 
+        host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+        host = re.sub(r":\d*$", "", host).lower()
+        if "*" not in self.hosts and host not in self.hosts:
+            shown = printable(host) or "nothing"
+            await self._refuse(with_headers, 400, f"{shown} is no name of this server: start it with --hosts={shown}.")
+            return
         try:
             async with asyncio.timeout(self.limits.max_seconds):
                 body = await self._body(scope, receive)

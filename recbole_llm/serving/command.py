@@ -25,7 +25,7 @@ recbole-llm serve RUN_OR_EXPORT [--host=127.0.0.1] [--port=8000] [--hosts=NAME,N
   --hosts   names under which the server may be addressed (any: '*'); usually those of --host
   limits    {limits}
   where files have moved: --data_path, --teacher_checkpoint, --pretrained, --backbone"""
-LOCAL = ("127.0.0.1", "localhost", "[::1]", "::1")
+LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 
 def export(argv: Sequence[str]) -> int:
@@ -66,9 +66,10 @@ def serve(argv: Sequence[str]) -> int:
 
     search = str(settings.get("search", "auto"))
     check_kind(search)
-    host, port = str(settings.get("host", "127.0.0.1")), settings.get("port", 8000)
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 65_536:
-        raise UserError(f"port is {port!r}: give a whole number from 0 (any that is free) to 65535.")
+    host, given_port = str(settings.get("host", "127.0.0.1")), str(settings.get("port", 8000))  # RecBole's port is a text
+    port = int(given_port) if given_port.isascii() and given_port.isdigit() and len(given_port) < 6 else -1
+    if not 0 <= port < 65_536:
+        raise UserError(f"port is {given_port!r}: give a whole number from 0 (any that is free) to 65535.")
     hosts = [name.strip() for name in str(settings["hosts"]).split(",")] if "hosts" in settings else _names(host)
     with _listening(host, port) as listener:
         run(folder, listener, host, hosts, search, checked, given)
@@ -94,9 +95,9 @@ def _one(sources: Sequence[str], what: str) -> str:
 
 def _names(host: str) -> list[str]:
     """The names under which a server is addressed: a page from elsewhere must not reach a local one by a name of its own."""
-    if host in LOCAL:
+    if host in (*LOCAL, "::1"):
         return list(LOCAL)
-    return ["*"] if host in ("0.0.0.0", "::") else [host]
+    return ["*"] if host in ("0.0.0.0", "::") else [f"[{host}]" if ":" in host else host]
 
 
 def _listening(host: str, port: int) -> socket.socket:

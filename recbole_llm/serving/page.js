@@ -164,7 +164,7 @@ at("form").addEventListener("submit", async (event) => {
     return title.focus();
   }
   const asked = { topk: Number(at("topk").value), exclude_history: at("exclude").checked };
-  // Ids, since titles may be those of several items; the server reads a title first.
+  // Titles, which the server reads before ids: the id of one item may be the title of another.
   if (history.length) asked.history = history.map((item) => item.title);
   else asked.user = user;
   at("ask").disabled = true;
