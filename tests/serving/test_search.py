@@ -44,11 +44,12 @@ def test_exact_search_is_sorting_by_the_product(monkeypatch):
 
 
 @needs_faiss
-def test_faiss_finds_what_exact_search_does_in_50_000_vectors():
+@pytest.mark.parametrize("count", [5_000, pytest.param(50_000, marks=pytest.mark.slow)])
+def test_faiss_finds_what_exact_search_does(count):
     """Users near items, as those of a trained model are, and others than those that it was tuned for."""
-    items = vectors(50_000, 32, groups=200)
+    items = vectors(count, 32, groups=200)
     rng = np.random.default_rng(1)
-    users = items[torch.from_numpy(rng.integers(1, 50_001, size=600))] + 0.5 * vectors(599, 32, seed=2)
+    users = items[torch.from_numpy(rng.integers(1, count + 1, size=600))] + 0.5 * vectors(599, 32, seed=2)
     approximate, exact = FaissIndex(items, users[:128]), ExactIndex(items)
     nothing = [np.zeros(0, dtype=np.int64)] * 472
     truth = exact.search(users[128:], [10] * 472, nothing)
