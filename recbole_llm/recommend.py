@@ -86,7 +86,8 @@ class TrainedRecommender:
         else:
             self.config, self.model, self.dataset, *_ = load_data_and_model(self.folder, given)
         self.model.eval()
-        self._test = self.dataset.splits["test"]
+        self._splits: Any = self.dataset.splits
+        self._test = self._splits["test"]
         self._score = self.model.score if registry.is_ours(self.config["model"]) else stock_scores(self.model)
         self._tokens = self.dataset.field2id_token[self.dataset.iid_field]
         self._items_by_title: dict[str, int] | None = None
@@ -257,7 +258,7 @@ class TrainedRecommender:
         """Internal ids of the users that have a history, int64, in order; none of an export without users."""
         if isinstance(self.dataset, ItemCatalog):
             return np.arange(1, len(self.dataset.histories.users) + 1 if self.dataset.histories else 1)
-        splits = self.dataset.splits.values()
+        splits = self._splits.values()
         return np.unique(np.concatenate([split.inter_feat[self._test.uid_field].numpy() for split in splits]))
 
     def user_number(self, name: str) -> int:
@@ -279,7 +280,7 @@ class TrainedRecommender:
     def _rows_of_user(self, phase: str, user: int) -> np.ndarray:
         """The rows of a split that are of a user, in their order."""
         if phase not in self._by_user:
-            users = self.dataset.splits[phase].inter_feat[self._test.uid_field].numpy()
+            users = self._splits[phase].inter_feat[self._test.uid_field].numpy()
             order = np.argsort(users, kind="stable")
             self._by_user[phase] = order, users[order]
         order, users = self._by_user[phase]
@@ -298,7 +299,7 @@ class TrainedRecommender:
         items: list[Tensor] = []
         times: list[Tensor] = []
         for phase in ("train", "valid", "test"):
-            split, rows = self.dataset.splits[phase], self._rows_of_user(phase, user)
+            split, rows = self._splits[phase], self._rows_of_user(phase, user)
             suffix = split.config["LIST_SUFFIX"]
             if len(rows) and not items:
                 first = split.inter_feat[rows[:1]]

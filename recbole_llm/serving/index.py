@@ -101,7 +101,7 @@ class FaissIndex:
             self.lists = int(2 ** np.round(np.log2(4 * np.sqrt(count))))
             self.lists = max(1, min(self.lists, count // 39))  # FAISS wants 39 vectors for each center
             self._index = faiss.IndexIVFFlat(flat, size, self.lists, faiss.METRIC_INNER_PRODUCT)
-            self._index.cp.seed, self._index.cp.niter, self._index.cp.max_points_per_centroid = 1, 10, 128
+            self._index.cp.seed, self._index.cp.niter, self._index.cp.max_points_per_centroid = 1, 10, 64
             self._index.train(vectors)
             self._index.add(vectors)
             self._tune(ExactIndex(items), torch.from_numpy(users), users)

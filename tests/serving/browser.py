@@ -92,6 +92,7 @@ class Browser:
 
     def look(self, width: int, dark: bool) -> None:
         """Change the window's width, and between light and dark."""
+        self.call("Emulation.setScrollbarsHidden", hidden=True)
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
