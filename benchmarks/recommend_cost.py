@@ -31,8 +31,8 @@ def main() -> None:
     print(f"{trained}: loaded in {loaded - started:.1f} s, first answer after {time.perf_counter() - loaded:.2f} s more")
     model, costs = trained.model, {"recommend": [], "prompt": []}
     for user in users:
-        sequence = trained._sequence_of_user(trained._user(user))
-        interaction = trained._interaction([sequence], torch.zeros(1, dtype=torch.long)).to(model.device)
+        sequence = trained.sequence_of_user(trained.user_number(user))
+        interaction = trained.rows([sequence], torch.zeros(1, dtype=torch.long))
         prompts = model.prompts.user_prompts(model.histories(interaction))
         vectors = model.vectors(prompts, model.user_out, model.user_inputs(interaction)).detach()
         started = time.perf_counter()

@@ -1,5 +1,5 @@
-"""The command line: ``recbole-llm run``, ``tune``, ``table``, ``report``, ``runs``, ``recommend``, ``prepare``, ``analyze`` and
-``clean``.
+"""The command line: ``recbole-llm run``, ``tune``, ``table``, ``report``, ``runs``, ``recommend``, ``export``, ``serve``,
+``prepare``, ``analyze`` and ``clean``.
 
 Invalid input ends with one sentence on standard error and exit code 2; so do Ctrl-C and the signals that end a process.
 """
@@ -34,6 +34,10 @@ recbole-llm: LLM-based sequential recommenders in RecBole
   recbole-llm recommend --checkpoint=saved/... (--user=196 | --users=FILE | --history='[Toy Story, GoldenEye]') [--topk=10]
       print the top items of a trained model (--format=text|json) or write them (--output=out.parquet|csv|json); where its
       files have moved, name them by --data_path, --teacher_checkpoint, --pretrained and --backbone
+  recbole-llm export RUN --output=FOLDER [--with_backbone=True] [--with_users=True]
+      write what recommends of a trained model, without its data: item vectors, ids, titles, trained weights
+  recbole-llm serve RUN_OR_EXPORT [--host=127.0.0.1] [--port=8000] [--search=auto|exact|faiss]
+      answer over HTTP, with a page to try it; --help has the limits
   recbole-llm prepare amazon-cds [--raw-dir=FOLDER]
       make a dataset of a public source, or of your own tables; --help lists them
   recbole-llm analyze NAME --dataset=ml-100k [--model=SASRec,LLMSTAR] [--key=value ...]
@@ -64,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "report": report,
             "runs": runs,
             "recommend": recommend,
+            "export": export,
+            "serve": serve,
             "prepare": prepare,
             "analyze": analyze,
             "clean": clean,
@@ -290,6 +296,20 @@ def recommend(argv: Sequence[str]) -> int:
             titles = model.history_of(asked[number]) if asked is not None else [str(title) for title in history or ()]
             say(answers.as_text(titles, best))
     return 0
+
+
+def export(argv: Sequence[str]) -> int:
+    """``recbole-llm export``: write what recommends of a trained model."""
+    from recbole_llm.serving.command import export as write
+
+    return write(argv)
+
+
+def serve(argv: Sequence[str]) -> int:
+    """``recbole-llm serve``: answer questions over HTTP."""
+    from recbole_llm.serving.command import serve as answer
+
+    return answer(argv)
 
 
 def prepare(argv: Sequence[str]) -> int:

@@ -21,7 +21,7 @@ from recbole_llm.teacher import stock
 from recbole_llm.trainer.checkpoint import load_trained_weights
 
 # Settings that a record does not decide: what is read and written where, on which machine, by whom, and what is trusted.
-_NOT_FROM_A_RECORD = frozenset(
+NOT_FROM_A_RECORD = frozenset(
     "model dataset data_path checkpoint_dir results_file per_user_file candidates_file resume teacher_checkpoint pretrained "
     "pretrain_datasets pretrain_settings head trust_files endpoint_answers save_dataset dataset_save_path save_dataloaders "
     "dataloaders_save_path "
@@ -61,13 +61,13 @@ def load_data_and_model(
     given = dict(given or {})
     if checkpoint.read_record(folder).get("kind") == "stock":
         return _load_stock(folder, given)
-    record = _checked_record(folder)
+    record = checked_record(folder)
     model_name, dataset = record["model"], record["dataset"]
-    settings = _recorded_settings(record["settings"], model_name, folder)
+    settings = recorded_settings(record["settings"], model_name, folder)
     for name in ENDPOINT:
         if settings.pop(name, None) is not None and name not in given:
             raise UserError(f"{folder} was made with {name}, which is not taken from a record: give {name} yourself.")
-    settings["teacher_settings"] = _teacher_settings(record["settings"], model_name, folder)
+    settings["teacher_settings"] = teacher_settings(record["settings"], model_name, folder)
     settings["data_path"] = record["settings"].get("data_path")
     if not _holds_dataset(settings["data_path"], dataset):
         del settings["data_path"]
@@ -110,7 +110,7 @@ def _load_stock(folder: Path, given: dict[str, Any]) -> tuple[Config, Any, TextS
         )
     if not is_file_name(dataset) or not isinstance(recorded, dict):
         raise UserError(f"{folder / checkpoint.RECORD} lacks a dataset's plain name or the settings given: train it again.")
-    settings = {"protocol": "retrieval", **_recorded_settings(recorded, name, folder)}
+    settings = {"protocol": "retrieval", **recorded_settings(recorded, name, folder)}
     if _holds_dataset(recorded.get("data_path"), str(dataset)):
         settings["data_path"] = recorded["data_path"]
     settings["checkpoint_dir"] = str(folder.parent)
@@ -126,7 +126,7 @@ def _load_stock(folder: Path, given: dict[str, Any]) -> tuple[Config, Any, TextS
     return config, run.model, splits["train"], *dataloaders(config, splits["train"], splits)
 
 
-def _checked_record(folder: Path) -> dict[str, Any]:
+def checked_record(folder: Path) -> dict[str, Any]:
     """The record of an LLM recommender's checkpoint, its parts of the types that they must have.
 
     Raises:
@@ -153,7 +153,7 @@ def _checked_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _recorded_settings(settings: Mapping[str, Any], model: str, folder: Path) -> dict[str, Any]:
+def recorded_settings(settings: Mapping[str, Any], model: str, folder: Path) -> dict[str, Any]:
     """The settings in a record that may be taken from it, each in its key's type.
 
     Raises:
@@ -165,7 +165,7 @@ def _recorded_settings(settings: Mapping[str, Any], model: str, folder: Path) ->
     for name, value in settings.items():
         if name in UNPICKLED and value:
             raise UserError(f"{where} names a file in {name}, which would be unpickled: a record may not.")
-        if name in _NOT_FROM_A_RECORD:
+        if name in NOT_FROM_A_RECORD:
             continue
         if name not in known:
             raise UserError(f"{where} has the setting {name!r}, which {model} does not know.")
@@ -173,8 +173,8 @@ def _recorded_settings(settings: Mapping[str, Any], model: str, folder: Path) ->
     return taken
 
 
-def _teacher_settings(settings: Mapping[str, Any], model: str, folder: Path) -> dict[str, Any] | None:
-    """As :func:`_recorded_settings`, of the teacher."""
+def teacher_settings(settings: Mapping[str, Any], model: str, folder: Path) -> dict[str, Any] | None:
+    """As :func:`recorded_settings`, of the teacher."""
     recorded = settings.get("teacher_settings")
     if recorded is None:
         return None
@@ -182,7 +182,7 @@ def _teacher_settings(settings: Mapping[str, Any], model: str, folder: Path) -> 
     teacher = settings.get("teacher", key and key.default)
     if not isinstance(recorded, dict) or stock_class(teacher) is None:
         raise UserError(f"{where}: its teacher {teacher!r} and teacher_settings are none of a RecBole model.")
-    return _recorded_settings(recorded, teacher, folder)
+    return recorded_settings(recorded, teacher, folder)
 
 
 def _holds_dataset(data_path: Any, dataset: str) -> bool:

@@ -18,8 +18,10 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_llm import checkpoint, registry
+from recbole_llm import checkpoint, exported, registry
 from recbole_llm.data.atomic import clean_text
+from recbole_llm.data.dataset import TextSequentialDataset
+from recbole_llm.data.item_catalog import ItemCatalog, Times
 from recbole_llm.errors import UserError, closest
 from recbole_llm.evaluation.stock_scores import stock_scores
 from recbole_llm.loading import load_data_and_model
@@ -52,7 +54,7 @@ def load(folder: str | Path, **given: Any) -> TrainedRecommender:
     (:func:`recbole_llm.loading.load_data_and_model`).
 
     Args:
-        folder: such as ``saved/LLMSTAR-ml-100k-seed2020-0a1b2c3d4e``.
+        folder: such as ``saved/LLMSTAR-ml-100k-seed2020-0a1b2c3d4e``, or one that ``recbole-llm export`` wrote.
         given: where things are that have moved since, of ``data_path``, ``teacher_checkpoint``, ``pretrained``, ``backbone``.
 
     Raises:
@@ -71,20 +73,28 @@ class TrainedRecommender:
     Attributes:
         config: its RecBole configuration.
         model: the model itself, in evaluation mode.
-        dataset: the training split, with ``item_texts`` and ``splits``.
+        dataset: the training split, with ``item_texts`` and ``splits``; of an export, the items alone.
+        is_export: whether the folder is an export.
     """
 
     def __init__(self, folder: str | Path, given: Mapping[str, Any] | None = None) -> None:
-        self.folder = checkpoint.folder_of(folder)
-        self.config, self.model, self.dataset, *_ = load_data_and_model(self.folder, given)
+        self.folder = Path(folder) if exported.is_export(folder) else checkpoint.folder_of(folder)
+        self.is_export = exported.is_export(self.folder)
+        self.dataset: TextSequentialDataset | ItemCatalog
+        if self.is_export:
+            self.config, self.model, self.dataset = exported.load_exported(self.folder, given)
+        else:
+            self.config, self.model, self.dataset, *_ = load_data_and_model(self.folder, given)
         self.model.eval()
-        self._test = self.dataset.splits["test"]
+        self._splits: Any = self.dataset.splits
+        self._test = self._splits["test"]
         self._score = self.model.score if registry.is_ours(self.config["model"]) else stock_scores(self.model)
         self._tokens = self.dataset.field2id_token[self.dataset.iid_field]
         self._items_by_title: dict[str, int] | None = None
         self._texts: dict[str, int] = {}
         self._by_user: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # split -> its rows by user, and their users
-        self._is_ready = False
+        self._is_ready = self.is_export  # which brings its vectors along
+        self._last_time = torch.tensor(Times.of(self.dataset).last, dtype=torch.float64)
 
     def __repr__(self) -> str:
         return f"TrainedRecommender({self.config['model']} on {self.config['dataset']}, {self.folder})"
@@ -122,8 +132,8 @@ class TrainedRecommender:
         if not (filter is None or filter == "history" or callable(filter)):
             raise UserError(f"filter: {filter!r} is none of 'history', None and a function of an item's id and title.")
         if users is not None:
-            asked = [self._user(str(user)) for user in ([users] if isinstance(users, str) else users)]
-            sequences = [self._sequence_of_user(user) for user in asked]
+            asked = [self.user_number(str(user)) for user in ([users] if isinstance(users, str) else users)]
+            sequences = [self.sequence_of_user(user) for user in asked]
             user_ids = torch.tensor(asked, dtype=torch.long)
         else:
             assert histories is not None
@@ -148,7 +158,7 @@ class TrainedRecommender:
 
     def history_of(self, user: str) -> list[str]:
         """The titles of a user's whole history, oldest first."""
-        return [self.dataset.item_texts[item] for item in self._sequence_of_user(self._user(str(user)))[0]]
+        return [self.dataset.item_texts[item] for item in self.sequence_of_user(self.user_number(str(user)))[0]]
 
     # Scores
 
@@ -156,15 +166,29 @@ class TrainedRecommender:
         self, sequences: Sequence[tuple[np.ndarray, Tensor]], users: Tensor, candidates: np.ndarray | None
     ) -> Tensor:
         """Scores of the whole catalog ``[B, n_items]``; -inf for what is no candidate."""
-        self._prepare()
-        interaction = self._interaction(sequences, users).to(self.config["device"])
+        self.prepare()
+        interaction = self.rows(sequences, users)
         if candidates is None:
-            return self._score(interaction, None).cpu()
+            return self.scores(interaction).cpu()
         wanted = torch.from_numpy(candidates).expand(len(sequences), -1)
         scores = self._score(interaction, wanted.to(self.config["device"])).cpu()
         return torch.full((len(sequences), self.model.n_items), float("-inf")).scatter(1, wanted, scores.float())
 
-    def _interaction(self, sequences: Sequence[tuple[np.ndarray, Tensor]], users: Tensor) -> Interaction:
+    def scores(self, rows: Interaction) -> Tensor:
+        """Scores of the whole catalog for :meth:`rows`, ``[B, n_items]``."""
+        return self._score(rows, None)
+
+    def sequence_of_items(self, items: Sequence[int]) -> tuple[np.ndarray, Tensor]:
+        """A history of internal item ids, oldest first, all of which happened when the data ends."""
+        return np.array(items, dtype=np.int64), self._last_time.expand(len(items))
+
+    def rows(self, sequences: Sequence[tuple[np.ndarray, Tensor]], users: Tensor) -> Interaction:
+        """What a model reads of histories, on its device.
+
+        Args:
+            sequences: internal item ids int64 and timestamps float64 of each history, oldest first.
+            users: internal ids int64 ``[B]``, 0 where a history is nobody's.
+        """
         length = self.config["MAX_ITEM_LIST_LENGTH"]
         items = torch.zeros((len(sequences), length), dtype=torch.long)
         times = torch.zeros((len(sequences), length), dtype=torch.float64)
@@ -182,7 +206,7 @@ class TrainedRecommender:
             test.item_list_length_field: lengths,
             test.time_field + suffix: times,
         }
-        return Interaction(fields)
+        return Interaction(fields).to(self.config["device"])
 
     def _best(self, scores: Tensor, topk: int) -> list[Recommendation]:
         best = scores.topk(min(topk, int(torch.isfinite(scores).sum())))
@@ -199,7 +223,7 @@ class TrainedRecommender:
 
     # What is ranked, kept with the checkpoint
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """Read the items' vectors that an earlier process encoded with these very weights, or encode and keep them."""
         form = getattr(self.model, "form", None)
         if self._is_ready or not isinstance(form, RetrievalForm):
@@ -230,7 +254,14 @@ class TrainedRecommender:
 
     # Histories
 
-    def _user(self, name: str) -> int:
+    def users(self) -> np.ndarray:
+        """Internal ids of the users that have a history, int64, in order; none of an export without users."""
+        if isinstance(self.dataset, ItemCatalog):
+            return np.arange(1, len(self.dataset.histories.users) + 1 if self.dataset.histories else 1)
+        splits = self._splits.values()
+        return np.unique(np.concatenate([split.inter_feat[self._test.uid_field].numpy() for split in splits]))
+
+    def user_number(self, name: str) -> int:
         """The internal id of a user.
 
         Raises:
@@ -239,6 +270,8 @@ class TrainedRecommender:
         known = self._test.field2token_id[self._test.uid_field]
         user = known.get(name, 0)
         if user == 0:
+            if isinstance(self.dataset, ItemCatalog) and self.dataset.histories is None:
+                self.dataset.history(user)
             near = closest(name, list(known)[1:])
             hint = f"; the nearest is {near!r}." if near else "."
             raise UserError(f"user: {self.config['dataset']} has no user {name!r}{hint}")
@@ -247,22 +280,26 @@ class TrainedRecommender:
     def _rows_of_user(self, phase: str, user: int) -> np.ndarray:
         """The rows of a split that are of a user, in their order."""
         if phase not in self._by_user:
-            users = self.dataset.splits[phase].inter_feat[self._test.uid_field].numpy()
+            users = self._splits[phase].inter_feat[self._test.uid_field].numpy()
             order = np.argsort(users, kind="stable")
             self._by_user[phase] = order, users[order]
         order, users = self._by_user[phase]
         return order[np.searchsorted(users, user) : np.searchsorted(users, user, side="right")]
 
-    def _sequence_of_user(self, user: int) -> tuple[np.ndarray, Tensor]:
-        """All items of a user with their times, oldest first: each is some row's target, but what the first row begins with.
+    def sequence_of_user(self, user: int) -> tuple[np.ndarray, Tensor]:
+        """All items of a user with their times, oldest first.
 
         Raises:
-            UserError: the user is in no row.
+            UserError: the user is in no row, or an export has no users.
         """
+        if isinstance(self.dataset, ItemCatalog):
+            items_of_user, times_of_user = self.dataset.history(user)
+            return items_of_user, torch.from_numpy(times_of_user)
+        # Each item is some row's target, but what the first row begins with.
         items: list[Tensor] = []
         times: list[Tensor] = []
         for phase in ("train", "valid", "test"):
-            split, rows = self.dataset.splits[phase], self._rows_of_user(phase, user)
+            split, rows = self._splits[phase], self._rows_of_user(phase, user)
             suffix = split.config["LIST_SUFFIX"]
             if len(rows) and not items:
                 first = split.inter_feat[rows[:1]]
@@ -280,8 +317,7 @@ class TrainedRecommender:
     def _sequence_of_titles(self, history: Sequence[str], as_text: bool) -> tuple[np.ndarray, Tensor]:
         if not history:
             raise UserError("history: give at least one title.")
-        items = self._items_of(history, "history", as_text)
-        return items, self._test.inter_feat[self._test.time_field].max().expand(len(items))
+        return self.sequence_of_items(self._items_of(history, "history", as_text).tolist())
 
     def _items_of(self, names: Sequence[str], key: str, as_text: bool = False) -> np.ndarray:
         """Internal ids of items given by title or id; with ``as_text``, numbers of texts for titles that no item has.

@@ -16,9 +16,9 @@ PACKAGE = Path(recbole_llm.__file__).parent
 
 # From the top floor down: a room imports from its own floor's modules and from the floors below it.
 ORDER = (
-    "__main__ cli answers plugin tuning analysis quick_start run_model configure fused preflight recommend loading model "
-    "trainer recommender teacher results evaluation backbone prompt data config registry checkpoint lock loss processes "
-    "compat files errors _version"
+    "__main__ cli serving answers plugin tuning analysis quick_start run_model configure fused preflight recommend exported "
+    "loading model trainer recommender teacher results evaluation backbone prompt data config registry checkpoint lock loss "
+    "processes compat files errors _version"
 ).split()
 
 

@@ -16,7 +16,8 @@ from recbole_llm.config.command_line import parse_command_line
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-RUN = re.compile(r"(?:python run_recbole_llm\.py|recbole-llm (?:run|analyze|table|report|runs|recommend|prepare|clean))\b")
+COMMANDS = "run|analyze|table|report|runs|recommend|export|serve|prepare|clean"
+RUN = re.compile(rf"(?:python run_recbole_llm\.py|recbole-llm (?:{COMMANDS}))\b")
 
 
 def commands() -> list:

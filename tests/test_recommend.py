@@ -170,7 +170,7 @@ def test_no_string_of_a_record_is_evaluated(chain_data, canary):
     for name in known_keys("LLMSRec"):
         for values in ({name: code}, {"teacher_settings": {name: code}}):
             with contextlib.suppress(UserError):
-                loading._recorded_settings(values, "LLMSRec", Path("folder"))
+                loading.recorded_settings(values, "LLMSRec", Path("folder"))
             # RecBole's own checks raise all sorts of errors for a text in the wrong place.
             with contextlib.suppress(Exception):
                 as_text += make_config("LLMSRec", "chain", config_dict={**given, **values})[name] == code

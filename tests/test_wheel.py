@@ -50,6 +50,7 @@ def test_the_page_of_the_report_is_in_it(installed):
     ask = "import importlib.metadata as m; print(*m.files('recbole-llm'), sep='\\n')"
     found = set(call(installed / "python", "-c", ask).split())
     assert {f"recbole_llm/results/report/{name}" for name in ("page.html", "style.css", "page.js")} <= found
+    assert {f"recbole_llm/serving/{name}" for name in ("page.html", "page.css", "page.js")} <= found
 
 
 def test_the_installed_command_reads_them(installed):

@@ -48,7 +48,7 @@ def load_backbone(settings: Mapping[str, Any] | BackboneSettings) -> Backbone:
             causal_lm, kernel = make_tiny(tokenizer, settings, dtype)
             identity = _tiny_source(settings)
         else:
-            folder, gguf_file, identity = _locate(settings)
+            folder, gguf_file, identity = locate(settings)
             causal_lm, kernel = read_model(folder, gguf_file, settings, dtype)
             tokenizer = read_tokenizer(folder, gguf_file, settings.backbone)
             published = read_config(folder, gguf_file, settings.backbone)
@@ -104,7 +104,7 @@ def load_text_side(settings: Mapping[str, Any] | BackboneSettings) -> TextSide:
     if settings.backbone == "tiny":
         tokenizer, length = make_tiny_tokenizer(), TINY_CONTEXT
     else:
-        folder, gguf_file, _ = _locate(settings)
+        folder, gguf_file, _ = locate(settings)
         with quiet_transformers():
             config = read_config(folder, gguf_file, settings.backbone)
             tokenizer = read_tokenizer(folder, gguf_file, settings.backbone)
@@ -125,14 +125,14 @@ def fetch_backbone(settings: Mapping[str, Any] | BackboneSettings) -> dict[str, 
     resolved_dtype(settings)
     if settings.backbone == "tiny":
         return _tiny_source(settings)
-    return _locate(settings)[2]
+    return locate(settings)[2]
 
 
 def _tiny_source(settings: BackboneSettings) -> dict[str, Any]:
     return {"source": "random", "name": "tiny", "seed": settings.seed}
 
 
-def _locate(settings: BackboneSettings) -> tuple[Path, str | None, dict[str, Any]]:
+def locate(settings: BackboneSettings) -> tuple[Path, str | None, dict[str, Any]]:
     """Find the folder of a model, fetching it where needed.
 
     Returns:

@@ -35,7 +35,7 @@ UNREADABLE = (
     *(SafetensorError, StrictDataclassError, struct.error),
 )
 # Files of a model that are read: weights, configurations, tokenizer.
-_MODEL_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken")
+MODEL_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken")
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def model_digest(path: Path, subfolders: bool = False) -> str:
         files = [path]
     else:
         found = path.rglob("*") if subfolders else path.glob("*")
-        files = sorted(file for file in found if file.suffix in _MODEL_FILES and file.is_file())
+        files = sorted(file for file in found if file.suffix in MODEL_FILES and file.is_file())
     digest = hashlib.sha256()
     for file in files:
         name = file.relative_to(path).as_posix() if file != path else file.name

@@ -19,7 +19,7 @@ from recbole_llm.errors import UserError
 # Options that take text as it is written.
 _TEXTS = frozenset(
     "model dataset config_files config_file_list checkpoint user against metric format output title over train params_file "
-    "algo".split()
+    "algo host hosts search".split()
 )
 
 # --- the command line -----------------------------------------------------------------------------------------------

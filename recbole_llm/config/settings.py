@@ -84,7 +84,7 @@ def load_internal(config: Any, model: str, model_class: type, dataset: str) -> N
             f"protocol must be one of {', '.join(protocols)}, not {protocol!r}{did_you_mean(protocol, protocols)}"
             f" ({origin_of(config, 'protocol')})."
         )
-    of_dataset = _optional(root, "dataset", dataset) or _beside_data(config, dataset)
+    of_dataset = _optional(root, "dataset", dataset) or beside_data(config, dataset)
     of_stock = {} if ours else load_yaml(root / "stock.yaml")
     if not ours:  # it may say things for LLM recommenders alone, such as the wording of prompts
         schema = shared_schema()
@@ -127,7 +127,7 @@ def _of_teacher_preset(config: Any, model: str) -> dict[str, Any]:
     return preset_settings(model, name, None) if name in presets_of(model) else {}
 
 
-def _beside_data(config: Any, dataset: Any) -> dict[str, Any]:
+def beside_data(config: Any, dataset: Any) -> dict[str, Any]:
     """The settings that lie next to a dataset's files, as ``recbole-llm prepare`` writes them."""
     data_path = config.external_config_dict.get("data_path", config.internal_config_dict.get("data_path"))
     path = Path(str(data_path), str(dataset), f"{dataset}.yaml")

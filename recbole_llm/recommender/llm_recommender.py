@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
+from recbole_llm.data.item_catalog import ItemCatalog
 from recbole_llm.data.sequences import training_items
 from recbole_llm.data.windows import SHOWN, TrainingWindows, window_ends
 from recbole_llm.errors import UserError
@@ -79,10 +80,11 @@ class LLMRecommender(BackboneRecommender):
         settings = select(LLMRecommenderSettings, config)
         form = self._form_named(settings)
         super().__init__(config, dataset)
-        # Items that are no training negatives of a user.
-        self.user_items = dataset.user_items if settings.negatives_leave_out == "all" else training_items(dataset)
         self.train_negatives = settings.train_negatives
-        self._shared_draw = self._draw_of(settings, dataset) if settings.negatives == "in_batch" else None
+        if not isinstance(dataset, ItemCatalog):  # from which nothing is trained
+            # Items that are no training negatives of a user.
+            self.user_items = dataset.user_items if settings.negatives_leave_out == "all" else training_items(dataset)
+            self._shared_draw = self._draw_of(settings, dataset) if settings.negatives == "in_batch" else None
         self.item_projection_hidden_size = settings.item_projection_hidden_size or self.backbone.input_size
         if self.has_item_vectors:
             self.item_projection = self._item_projection()  # f_I

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from recbole_llm import checkpoint
 from recbole_llm.config.identity import deciding_settings
+from recbole_llm.data.item_catalog import ItemCatalog
 from recbole_llm.data.padding import can_trim, groups_by_length, loss_without_padding
 from recbole_llm.data.sequences import cut_windows, single_interactions, user_sequences
 from recbole_llm.errors import UserError
@@ -513,8 +514,10 @@ def load(folder: str | Path, config: Config, splits: dict[str, Any]) -> StockRun
     folder = Path(folder)
     record = _read_record(folder)
     checkpoint.check(record, folder, model=config["model"], fingerprint=data_identity(config, splits))
-    train = training_data(config, splits)
-    _dataloaders(config, splits, train)
+    train = splits["train"]
+    if not isinstance(train, ItemCatalog):
+        train = training_data(config, splits)
+        _dataloaders(config, splits, train)
     model = get_model(config["model"])(config, train)
     weights = checkpoint.read_weights(folder, config["device"])
     try:

@@ -19,13 +19,14 @@ from recbole_llm.config.identity import settings_for_teacher
 from recbole_llm.config.presets import presets_of
 from recbole_llm.config.settings import make_config
 from recbole_llm.data.dataset import TextSequentialDataset
+from recbole_llm.data.item_catalog import ItemCatalog
 from recbole_llm.data.sequences import gather_windows
 from recbole_llm.errors import UserError
 from recbole_llm.results.log import decimals
 from recbole_llm.teacher import stock
 
 
-def _sequence_state(model: nn.Module, rows: Interaction) -> Tensor:
+def sequence_state(model: nn.Module, rows: Interaction) -> Tensor:
     return model.forward(rows[model.ITEM_SEQ], rows[model.ITEM_SEQ_LEN])
 
 
@@ -82,7 +83,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def represent(self, rows: Interaction) -> Tensor:
         """The teacher's user representation of each row, float32 ``[B, d]``."""
-        return USER_STATE.get(self.name, _sequence_state)(self.model, self._as_read(rows)).float()
+        return USER_STATE.get(self.name, sequence_state)(self.model, self._as_read(rows)).float()
 
     @torch.no_grad()
     def represent_windows(self, rows: Interaction, ends: np.ndarray) -> Tensor:
@@ -153,7 +154,9 @@ def obtain_teacher(config: Config, splits: dict[str, Any]) -> tuple[Teacher, sto
     """
     settings = teacher_config(config)
     if settings["MAX_ITEM_LIST_LENGTH"] != config["MAX_ITEM_LIST_LENGTH"]:  # Caser's paper reads the last 5, say
-        splits = TextSequentialDataset(settings).build()[0].splits
+        items = splits["train"]
+        is_catalog = isinstance(items, ItemCatalog)
+        splits = items.with_config(settings).splits if is_catalog else TextSequentialDataset(settings).build()[0].splits
     if config["teacher_checkpoint"]:
         run = stock.load(config["teacher_checkpoint"], settings, splits)
     else:
