@@ -6,7 +6,7 @@ INSTALLED = $(VENV)/.installed
 DOCS_INSTALLED = $(VENV)/.docs-installed
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test slow commands commands-small lint docs bench fuzz torture clean
+.PHONY: quickstart test slow commands commands-small lint docs bench gpu fuzz torture clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/python run_recbole_llm.py --model=SASRec,LLMSRec,LLMSTAR --dataset=ml-100k --config_files=properties/quickstart.yaml
@@ -35,6 +35,10 @@ docs: $(DOCS_INSTALLED)
 
 bench: $(INSTALLED)
 	for name in step_cost generation_cost st2si_cost softmax_memory; do $(VENV)/bin/python benchmarks/$$name.py || exit 1; done
+
+# What a CPU cannot show, in ten minutes on one GPU: a table, and gpu.json. make gpu GPU="--device=cpu --size=tiny" tries it without.
+gpu: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/gpu.py $(GPU)
 
 # Odd values for every key; kills, simultaneous runs and full disks. Each takes half an hour or more.
 fuzz: $(INSTALLED)

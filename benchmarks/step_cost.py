@@ -4,12 +4,14 @@
     python benchmarks/step_cost.py --dataset=amazon-scientific-2018 --data_path=<folder> --backbone_layers=30
 
 The floor is the same backbone run by plain transformers on exactly the tokens that must be computed: forward, and in
-training backward to the inputs, no padding, prompts of equal length together. Two floors are timed:
+training backward to the inputs, no padding, prompts of equal length together. Three floors are timed:
 
     whole    every prompt from its first token
     needed   without the instruction header, which is constant and need not be computed again
 
-Ours is measured against ``needed``, the lower one. Everything is measured in turns in one process, so that a
+    even     as needed, the same tokens in prompts of about one length: what a GPU does with few and large calls
+
+Ours is measured against ``needed``, the lowest on a CPU. Everything is measured in turns in one process, so that a
 ratio does not depend on how busy the machine is; each figure is the median over the rounds.
 """
 
@@ -100,6 +102,28 @@ def plain_transformers(model, lengths: np.ndarray, backward: bool, most_tokens: 
                 output[:, -1].float().sum().backward()
 
 
+def decoder_flops(backbone, lengths: np.ndarray, computed: np.ndarray, backward: bool) -> float:
+    """Floating-point operations of the decoder on the last ``computed`` tokens of prompts of some ``lengths``.
+
+    Two for each weight of a linear layer and token, and in attention four for each token that a token sees and each
+    dimension of its queries. Backward to the inputs, with no gradients of weights: as many again in the linear layers, twice
+    as many in attention. No output head.
+    """
+    config = backbone.causal_lm.config.get_text_config(decoder=True)
+    weights = sum(module.weight.numel() for module in backbone.model.modules() if isinstance(module, torch.nn.Linear))
+    width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    lengths, before = lengths.astype(np.float64), (lengths - computed).astype(np.float64)
+    seen = float((lengths * (lengths + 1) - before * (before + 1)).sum()) / 2
+    linear, attention = 2.0 * weights * float(computed.sum()), 4.0 * width * seen * backbone.layers
+    return linear * (2 if backward else 1) + attention * (3 if backward else 1)
+
+
+def evened(lengths: np.ndarray) -> np.ndarray:
+    """As many prompts with as many tokens, all of about the same length: few calls of the LLM, and large ones."""
+    total, count = int(lengths.sum()), len(lengths)
+    return np.full(count, total // count) + (np.arange(count) < total % count)
+
+
 def needed(batch: PromptBatch) -> np.ndarray:
     """Tokens of each prompt after the header and after what it shares with its parent."""
     return batch.lengths - np.maximum(batch.header_length, batch.shared)
@@ -151,6 +175,7 @@ def training_step(dataset: str, settings: dict, data: SharedData, steps: int, ro
             "ours": ours,
             "needed": lambda: plain_transformers(model, short, True, budget),
             "whole": lambda: plain_transformers(model, whole, True, budget),
+            "even": lambda: plain_transformers(model, evened(short), True, budget),
         },
         rounds,
         torch.device(config["device"]),
@@ -160,9 +185,11 @@ def training_step(dataset: str, settings: dict, data: SharedData, steps: int, ro
         "users_per_step": config["train_batch_size"],
         "tokens_whole": int(whole.sum()),
         "tokens_needed": int(short.sum()),
+        "flops_per_step": decoder_flops(model.backbone, whole, short, True) / steps,
         "seconds_per_step": {name: value / steps for name, value in seconds.items()},
         "LLM-SRec step / floor": seconds["ours"] / seconds["needed"],
         "LLM-SRec step / whole prompts": seconds["ours"] / seconds["whole"],
+        "LLM-SRec step / floor with prompts of equal length": seconds["ours"] / seconds["even"],
     }
 
 
@@ -179,6 +206,7 @@ def negatives(dataset: str, settings: dict, data: SharedData, steps: int, rounds
         perturbed, parents = draw_negatives(histories.items, histories.lengths, model.rng, **model.perturbations)
         prompts.append(model.prompts.perturbed_prompts(histories, perturbed, parents))
     lengths = np.concatenate([batch.lengths for batch in prompts])
+    computed = np.concatenate([needed(batch) for batch in prompts])
 
     def ours():
         for batch in prompts:
@@ -209,7 +237,8 @@ def negatives(dataset: str, settings: dict, data: SharedData, steps: int, rounds
         "negatives_per_user": sum(int((batch.parent >= 0).sum()) for batch in prompts)
         / sum(int((batch.parent < 0).sum()) for batch in prompts),
         "tokens_separate": int(lengths.sum()),
-        "tokens_needed": int(sum(needed(batch).sum() for batch in prompts)),
+        "tokens_needed": int(computed.sum()),
+        "flops_per_step": decoder_flops(model.backbone, lengths, computed, True) / steps,
         "seconds_per_step": {name: value / steps for name, value in seconds.items()},
         "LLM-STAR user prompts / four separate prompts": seconds["ours"] / seconds["plain"],
         "LLM-STAR user prompts / four separate prompts, padded and batched as ours": seconds["ours"] / seconds["separately"],
@@ -226,6 +255,7 @@ def evaluation(dataset: str, settings: dict, data: SharedData, users: int, round
     histories = model.prompts.user_prompts(model.histories(split.inter_feat[torch.from_numpy(rows)]))
     items = model.prompts.item_prompts(np.unique(drawn))
     lengths = np.concatenate([needed(histories), needed(items)])
+    flops = decoder_flops(model.backbone, np.concatenate([histories.lengths, items.lengths]), lengths, False)
     model.eval()
 
     def ours():
@@ -238,6 +268,7 @@ def evaluation(dataset: str, settings: dict, data: SharedData, users: int, round
         {
             "ours": ours,
             "floor": lambda: plain_transformers(model, lengths, False, config["micro_batch_tokens"]),
+            "even": lambda: plain_transformers(model, evened(lengths), False, config["micro_batch_tokens"]),
             "validation": lambda: (model.user_out.data.add_(0.0), trainer.evaluate(valid_data, load_best_model=False)),
         },
         rounds,
@@ -248,8 +279,10 @@ def evaluation(dataset: str, settings: dict, data: SharedData, users: int, round
         "users": len(rows),
         "distinct_candidates": len(items),
         "tokens_needed": int(lengths.sum()),
+        "flops": flops,
         "seconds": seconds,
         "evaluation / floor": seconds["ours"] / seconds["floor"],
+        "evaluation / floor with prompts of equal length": seconds["ours"] / seconds["even"],
         "epoch_steps": per_epoch,
         "validation_users": config["valid_users"],
         "ten validations / epoch": 10 * seconds["validation"] / (per_epoch * step_seconds),

@@ -43,51 +43,41 @@ BOUNDS = {
 }
 
 
-def main() -> int:
-    settings = parse_command_line(sys.argv[1:])
-    rounds, users = (settings.pop(key, default) for key, default in (("rounds", 3), ("users", 4)))
-    dataset, file = settings.pop("dataset", "ml-100k"), settings.pop("results_file", None)
-    sys.argv = sys.argv[:1]
-    defaults = {"backbone_layers": 2, "show_progress": False, "teacher_settings": {"epochs": 1}, "train_targets": "window"}
-    with tempfile.TemporaryDirectory() as folder:
-        settings = {**defaults, "checkpoint_dir": folder, **settings}
-        if not file:
-            os.chdir(folder)
-        config = make_config("LLMSRec", dataset, config_dict=settings)
-        train = SharedData().train(config)
-        init_seed(config["seed"], True)
-        model = get_model("LLMSRec")(config, train).to(config["device"])
-        rng = np.random.default_rng(0)
-        windows = TrainingWindows(train, config["history_length"])
-        windows.draw(rng)
-        chosen = rng.permutation(len(train.inter_feat))[:users]
-        window = windows.rows(chosen)
-        several = torch.from_numpy(rng.permutation(len(train.all_rows.inter_feat))[: len(window)])
-        batches = {
-            "window": window,
-            "rows": window,
-            "last": train.inter_feat[torch.from_numpy(chosen)],
-            "all": train.all_rows.inter_feat[several],
-        }
-        prompts = {name: model.prompts.user_prompts(model.histories(rows)) for name, rows in batches.items()}
+def measure(dataset: str, settings: dict, users: int, rounds: int) -> dict:
+    """Tokens and seconds of each arrangement, and their ratios."""
+    config = make_config("LLMSRec", dataset, config_dict={**settings, "train_targets": "window"})
+    train = SharedData().train(config)
+    init_seed(config["seed"], True)
+    model = get_model("LLMSRec")(config, train).to(config["device"])
+    rng = np.random.default_rng(0)
+    windows = TrainingWindows(train, config["history_length"])
+    windows.draw(rng)
+    chosen = rng.permutation(len(train.inter_feat))[:users]
+    window = windows.rows(chosen)
+    several = torch.from_numpy(rng.permutation(len(train.all_rows.inter_feat))[: len(window)])
+    batches = {
+        "window": window,
+        "rows": window,
+        "last": train.inter_feat[torch.from_numpy(chosen)],
+        "all": train.all_rows.inter_feat[several],
+    }
+    prompts = {name: model.prompts.user_prompts(model.histories(rows)) for name, rows in batches.items()}
 
-        def step(name: str) -> None:
-            model.encoder.settings.share_prefix = name == "window"
-            model.represent_prompts(prompts[name]).square().sum().backward()
+    def step(name: str) -> None:
+        model.encoder.settings.share_prefix = name == "window"
+        model.represent_prompts(prompts[name]).square().sum().backward()
 
-        seconds = in_turns(
-            {name: lambda name=name: step(name) for name in batches}, rounds, torch.device(config["device"])
-        )
-        computed = {}
-        for name in batches:
-            before = model.encoder.counts.computed - model.encoder.counts.padding
-            step(name)
-            computed[name] = model.encoder.counts.computed - model.encoder.counts.padding - before
+    works = {name: lambda name=name: step(name) for name in batches}
+    seconds = in_turns(works, rounds, torch.device(config["device"]))
+    computed = {}
+    for name in batches:
+        before = model.encoder.counts.computed - model.encoder.counts.padding
+        step(name)
+        computed[name] = model.encoder.counts.computed - model.encoder.counts.padding - before
     targets = {name: len(rows) for name, rows in batches.items()}
     ends = np.unique(model.window_ends(window))
     whole = int((prompts["window"].lengths[ends] - prompts["window"].header_length).sum())
     results = {
-        "torch": torch.__version__, "threads": torch.get_num_threads(), "dataset": dataset, "settings": settings,
         "users": users, "targets": targets, "tokens": computed, "seconds": seconds,
         "tokens_per_target": {name: computed[name] / targets[name] for name in batches},
         "seconds_per_target": {name: seconds[name] / targets[name] for name in batches},
@@ -96,6 +86,21 @@ def main() -> int:
     for kind in ("tokens", "seconds"):
         each = results[f"{kind}_per_target"]
         results |= {f"{kind} per target, {name} / window": each[name] / each["window"] for name in ("rows", "last", "all")}
+    return results
+
+
+def main() -> int:
+    settings = parse_command_line(sys.argv[1:])
+    rounds, users = (settings.pop(key, default) for key, default in (("rounds", 3), ("users", 4)))
+    dataset, file = settings.pop("dataset", "ml-100k"), settings.pop("results_file", None)
+    sys.argv = sys.argv[:1]
+    defaults = {"backbone_layers": 2, "show_progress": False, "teacher_settings": {"epochs": 1}}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {**defaults, "checkpoint_dir": folder, **settings}
+        if not file:
+            os.chdir(folder)
+        results = {"torch": torch.__version__, "threads": torch.get_num_threads(), "dataset": dataset, "settings": settings}
+        results |= measure(dataset, settings, users, rounds)
     show(results, file)
     print()
     within = True

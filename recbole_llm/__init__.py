@@ -6,7 +6,9 @@
 """
 
 import importlib
+import importlib.util
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 # oneDNN, which multiplies bfloat16 matrices on CPU, keeps 1,024 prepared multiplications, one for each shape that it met.
@@ -55,6 +57,11 @@ def _extend(_recbole: Any) -> None:
     compat.apply()
     plugin.register()
 
+
+if "recbole" not in sys.modules and importlib.util.find_spec("recbole") is None:
+    from recbole_llm.compat import RecBoleIsMissing
+
+    sys.meta_path.append(RecBoleIsMissing())
 
 # RecBole imports PyTorch, which takes seconds: whoever only asks for help, or mistyped a word, does without.
 register_post_import_hook(_extend, "recbole")

@@ -41,6 +41,20 @@ def apply() -> None:
         patch()
 
 
+class RecBoleIsMissing:
+    """The last of ``sys.meta_path``: says what to type where nothing else has found RecBole.
+
+    From Python 3.12 on, pip cannot install RecBole 1.2.1 as a requirement: it requires a Ray that has no wheel there.
+    """
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name != "recbole":
+            return
+        why = "pip cannot install it by itself on Python 3.12 and later, since it requires a Ray that is not made for them"
+        without, reason = (" --no-deps", f" ({why})") if sys.version_info >= (3, 12) else ("", "")
+        raise ModuleNotFoundError(f"RecBole is not installed: pip install{without} recbole==1.2.1{reason}", name=name)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Tools
 # ---------------------------------------------------------------------------------------------------------------------
@@ -147,6 +161,27 @@ def numpy_2_aliases() -> None:
                 setattr(numpy, name, kind)
 
     Config.compatibility_settings = compatibility_settings
+
+
+def numpy_2_sorts_tensors() -> None:
+    """Sort interactions under NumPy 2 without a call that it deprecates (no issue is filed upstream).
+
+    ``Interaction.sort`` gives ``np.argsort`` a tensor. NumPy makes an array of it and the result a tensor again, by PyTorch's
+    ``__array_wrap__``, which lacks the arguments that NumPy 2 passes: it warns, and says that it will be an error.
+    """
+    import numpy
+    import torch
+
+    module = importlib.import_module("recbole.data.interaction")
+    if isinstance(module.np, Overlay) or int(numpy.__version__.split(".")[0]) < 2:
+        return
+
+    def argsort(key: Any, **options: Any) -> Any:
+        if not isinstance(key, torch.Tensor):
+            return numpy.argsort(key, **options)
+        return torch.from_numpy(numpy.argsort(key.numpy(), **options))
+
+    module.np = Overlay(numpy, argsort=argsort)
 
 
 def ray_only_inside_ray() -> None:
@@ -321,6 +356,7 @@ PATCHES: tuple[Callable[[], None], ...] = (
     refuse_pandas_3,
     no_anomaly_detection,
     numpy_2_aliases,
+    numpy_2_sorts_tensors,
     ray_only_inside_ray,
     read_own_checkpoints,
     dok_matrix_update,

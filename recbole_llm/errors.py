@@ -106,7 +106,7 @@ def sentence_for(error: BaseException) -> str | None:
     import yaml
     from safetensors import SafetensorError
 
-    if isinstance(error, UserError):
+    if isinstance(error, UserError) or (isinstance(error, ModuleNotFoundError) and error.name == "recbole"):
         return str(error)
     if _out_of_memory(error):
         return (

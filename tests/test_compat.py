@@ -174,6 +174,21 @@ class TestNumpy:
         assert np.dtype(np.long).kind == "i"
 
 
+    def test_interactions_are_sorted_as_before_and_without_a_warning(self, monkeypatch):
+        interactions = importlib.import_module("recbole.data.interaction")
+        columns = {"user": torch.tensor([2, 1, 2, 1, 3]), "time": torch.tensor([1.0, 5.0, 0.5, 5.0, 2.0], dtype=torch.float64)}
+        expected = sorted(range(5), key=lambda row: (columns["user"][row], columns["time"][row]))
+        monkeypatch.setattr(np, "__version__", "2.5.0")
+        monkeypatch.setattr(interactions, "np", np)
+        compat.numpy_2_sorts_tensors()
+        assert interactions.np is not np and interactions.np.array is np.array
+        found = interactions.Interaction({**columns, "row": torch.arange(5)})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found.sort(by=["user", "time"])
+        assert found["row"].tolist() == expected  # the first of equals stays first
+
+
 class TestRay:
     @pytest.mark.slow
     def test_without_ray_the_quick_start_is_imported_and_searches(self, settings, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -115,6 +116,7 @@ class Backbone(nn.Module):
         self.is_sliding = "sliding_attention" in types
         self.sliding_window: int | None = config.sliding_window if self.is_sliding else None
         self._mixes_layer_types = len(types) > 1
+        self._cache_name = cache_name(self.model) or "past_key_values"
         self.supports_masks = attn_implementation != "flash_attention_2"
         self.prefix_ids = prefix_ids(tokenizer)
         self.train(False)
@@ -229,8 +231,8 @@ class Backbone(nn.Module):
                 inputs_embeds=inputs_embeds.to(self.dtype),
                 position_ids=position_ids,
                 attention_mask=None if attention_mask is None else self._native(attention_mask, position_ids, seen),
-                past_key_values=past_key_values,
                 use_cache=use_cache,
+                **{self._cache_name: past_key_values},
             )
         return output.last_hidden_state, past_key_values if use_cache else None
 
@@ -269,6 +271,12 @@ class Backbone(nn.Module):
 
 def _is_consecutive(position_ids: Tensor) -> bool:
     return bool((position_ids[:, 1:] - position_ids[:, :-1] == 1).all())
+
+
+def cache_name(decoder: PreTrainedModel) -> str | None:
+    """What the decoder's ``forward`` calls keys and values of earlier tokens; ``cache`` since transformers 5.24."""
+    accepted = inspect.signature(decoder.forward).parameters
+    return next((name for name in ("past_key_values", "cache") if name in accepted), None)
 
 
 def layer_types(config: PreTrainedConfig) -> list[str]:

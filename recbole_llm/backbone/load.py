@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_llm.backbone.backbone import SUPPORTED_LAYER_TYPES, Backbone, Source, layer_types, prefix_ids
+from recbole_llm.backbone.backbone import SUPPORTED_LAYER_TYPES, Backbone, Source, cache_name, layer_types, prefix_ids
 from recbole_llm.backbone.built_in import SMOLLM2, SMOLLM2_GGUF, TINY_CONTEXT, make_tiny, make_tiny_tokenizer, smollm2_folder
 from recbole_llm.backbone.lora import add_lora
 from recbole_llm.backbone.reading import model_digest, quiet_transformers, read_config, read_model, read_tokenizer
@@ -201,7 +201,9 @@ def _check_architecture(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokeniz
     """Refuse a model that :meth:`Backbone.forward` would compute wrongly."""
     decoder = causal_lm.get_decoder()
     accepted = inspect.signature(decoder.forward).parameters
-    lacking = {"inputs_embeds", "position_ids", "attention_mask", "past_key_values"} - set(accepted)
+    lacking = {"inputs_embeds", "position_ids", "attention_mask"} - set(accepted)
+    if cache_name(decoder) is None:
+        lacking.add("past_key_values")
     foreign = set(layer_types(causal_lm.config.get_text_config(decoder=True))) - SUPPORTED_LAYER_TYPES
     looks_ahead = any(getattr(module, "is_causal", True) is False for module in decoder.modules())
     if lacking or foreign or looks_ahead:

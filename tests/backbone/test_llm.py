@@ -590,6 +590,7 @@ def quantises() -> bool:
     return torch.cuda.is_available() and find_spec("bitsandbytes") is not None
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not quantises(), reason="quantization needs a CUDA GPU and bitsandbytes")
 @pytest.mark.parametrize("tuning", ["frozen", "lora"])
 @pytest.mark.parametrize(("bits", "layer", "tolerance"), [("4bit", "Linear4bit", 0.03), ("8bit", "Linear8bitLt", 0.08)])
