@@ -310,7 +310,7 @@ class TrainedRecommender:
             times.append(split.inter_feat[split.time_field][rows])
         sequence = torch.cat(items)
         if not len(sequence):
-            name = self._test.id2token(self._test.uid_field, user)
+            name = self.dataset.id2token(self.dataset.uid_field, user)
             raise UserError(f"user: {str(name)!r} has too short a history in {self.config['dataset']} to recommend from.")
         return sequence.numpy(), torch.cat(times)
 

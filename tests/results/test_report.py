@@ -157,7 +157,8 @@ def test_a_model_has_one_color_though_others_have_no_curve(tmp_path):
     for run in tmp_path.glob("saved/SASRec-*/curve.json"):
         run.unlink()
     figures = json.loads(Reader(write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")).scripts["figures"])
-    colors = [{trace["name"].partition(" · ")[0]: trace["marker"]["color"] for trace in figures[place]["data"]} for place in (1, 3)]
+    quality, validation = figures[1]["data"], figures[3]["data"]
+    colors = [{trace["name"].partition(" · ")[0]: trace["marker"]["color"] for trace in data} for data in (quality, validation)]
     assert len(colors[1]) == 2 and colors[1].items() <= colors[0].items()
 
 
