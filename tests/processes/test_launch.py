@@ -117,7 +117,8 @@ def test_a_kill_is_told_whoever_started_the_processes(start, killed, chain_data,
     _, errors = begun.communicate(timeout=60)
     print(f"{killed} killed: {time.monotonic() - since:.1f} s, code {begun.returncode}")
     assert begun.returncode == 1
-    assert len(re.findall(rf"Error: process {killed} \(pid {victim.pid} on .*\) ended without a word: .*--resume=True", errors)) == 1
+    sentence = rf"Error: process {killed} \(pid {victim.pid} on .*\) ended without a word: .*--resume=True"
+    assert len(re.findall(sentence, errors)) == 1, errors
     assert not psutil.pid_exists(victim.pid)
     done = subprocess.run([sys.executable, SCRIPT, *words, "--resume=True"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "resuming the training" in done.stderr, done.stderr
