@@ -162,8 +162,11 @@ class Watch:
         for peer in self.peers.values():
             if peer.failed is not None and peer.arrived < meeting:
                 raise PeerError(f"process {peer.rank}: {peer.failed}", peer.code)
-        if not patient and time.monotonic() - begun > self.timeout:
-            late = [peer.name for peer in self.peers.values() if peer.arrived < meeting]
+        now = time.monotonic()
+        if not patient and now - begun > self.timeout:
+            # One that is silent as well was frozen, or its machine is gone: soon its silence is long enough to say so.
+            silent = self.timeout / 2
+            late = [peer.name for peer in self.peers.values() if peer.arrived < meeting and now - peer.seen <= silent]
             if late:
                 raise PeerError(f"{' and '.join(late)} did not come for {self.timeout:g} s to where the others wait: {GO_ON}.")
 

@@ -52,6 +52,19 @@ def test_one_that_gives_no_sign_of_life(two_watches):
     assert first.speaks() and list(first.lost()) == [1]
 
 
+def test_one_that_froze_on_its_way_is_silent_and_not_late(two_watches):
+    first, second = two_watches
+    second._stopped.set()
+    second._thread.join()
+    first.look()
+    meeting = first.arrive()
+    first.peers[1].seen = time.monotonic() - 1.5
+    first.check(meeting, time.monotonic() - 2.1)
+    first.peers[1].seen -= 1
+    with pytest.raises(PeerError, match="process 1 .* has given no sign of life for 2 s"):
+        first.check(meeting, time.monotonic() - 3.1)
+
+
 def test_one_that_ended_without_a_word(two_watches):
     first, second = two_watches
     second._own["pid"] = 2**22 + 1  # no process has so high a number

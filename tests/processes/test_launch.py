@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+from test_failures import LONG, STATE
 from test_processes import job
 
 import recbole_llm
@@ -15,6 +19,7 @@ from recbole_llm.processes import environment, launch
 from recbole_llm.quick_start import compare
 
 SCRIPT = Path(recbole_llm.__file__).parents[1] / "run_recbole_llm.py"
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29533"]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +85,7 @@ def test_a_model_alone_is_not_run_by_several(make_model, monkeypatch):
     "start",
     [
         [SCRIPT, "--nproc=2"],
-        ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29533", SCRIPT],
+        [*TORCHRUN, SCRIPT],
         ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--main_process_port=29534", SCRIPT],
     ],
     ids=["nproc", "torchrun", "accelerate"],
@@ -92,3 +97,28 @@ def test_every_way_to_start(start, chain_data, tmp_path):
     assert done.stdout.count("chain · 60 users") == 1  # one table
     (run,) = tmp_path.glob("saved/*/run.json")
     assert '"processes": 2' in run.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("start", "killed"), [([SCRIPT, "--nproc=2"], 0), ([*TORCHRUN, SCRIPT], 1)], ids=["nproc", "torchrun"])
+def test_a_kill_is_told_whoever_started_the_processes(start, killed, chain_data, tmp_path):
+    words = job("TALLRec", chain_data, tmp_path, **LONG).words[1:]
+    begun = subprocess.Popen(
+        [sys.executable, *map(str, start), *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while not list(tmp_path.glob(STATE)):
+        assert begun.poll() is None, begun.communicate()
+        time.sleep(0.02)
+    (victim,) = [
+        child for child in psutil.Process(begun.pid).children(recursive=True) if child.environ().get("RANK") == str(killed)
+    ]
+    victim.kill()
+    since = time.monotonic()
+    _, errors = begun.communicate(timeout=60)
+    print(f"{killed} killed: {time.monotonic() - since:.1f} s, code {begun.returncode}")
+    assert begun.returncode == 1
+    sentence = rf"Error: process {killed} \(pid {victim.pid} on .*\) ended without a word: .*--resume=True"
+    assert len(re.findall(sentence, errors)) == 1, errors
+    assert not psutil.pid_exists(victim.pid)
+    done = subprocess.run([sys.executable, SCRIPT, *words, "--resume=True"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "resuming the training" in done.stderr, done.stderr
