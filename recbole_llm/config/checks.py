@@ -46,6 +46,7 @@ UNPICKLED = ("pre_model_path", "mf_pretrain_path", "mlp_pretrain_path", "pretrai
 # What the caller may say in place of a checkpoint's record: whom to ask, and where things have moved.
 ENDPOINT = ("endpoint_url", "endpoint_model", "endpoint_key_variable")
 GIVEN = ("data_path", "teacher_checkpoint", "pretrained", "backbone", *ENDPOINT)
+TEACHERS_OF_RESIDUALS = ("SASRec", "GRU4Rec", "NARM")  # whose score is the product of a state and an item's vector
 _ATOMIC_FILES = ("inter", "user", "item", "kg", "link", "net")
 
 
@@ -88,6 +89,7 @@ def validate(config: Any) -> None:
     _check_labels(config, settings)
     _check_training(config, settings, model, model_class)
     _check_teacher(config, settings)
+    _check_residual(config, settings, model, model_class)
     _check_trust(config, settings)
     _check_item_vectors(config, settings)
     if isinstance(settings.get("valid_users"), str) and settings["valid_users"] != "auto":
@@ -452,6 +454,27 @@ def _check_teacher(config: Any, settings: Mapping) -> None:
                 f"{did_you_mean(name, known) or '; --help lists the keys.'}"
             )
         fitted(known[name], value, f"teacher_settings, {where}")
+
+
+def _check_residual(config: Any, settings: Mapping, model: str, model_class: type) -> None:
+    """Check that ``residual_to_teacher`` finds a teacher whose score it can add to, and validations that say how."""
+    if not settings.get("residual_to_teacher") or not _ours(config):
+        return
+    where = origin_of(config, "residual_to_teacher")
+    if not getattr(model_class, "has_item_vectors", False):
+        raise UserError(f"residual_to_teacher: {model} has no teacher ({where}).")
+    if settings["teacher"] not in TEACHERS_OF_RESIDUALS:
+        raise UserError(
+            f"residual_to_teacher needs a teacher whose score is a product of vectors, {' or '.join(TEACHERS_OF_RESIDUALS)}, "
+            f"not {settings['teacher']} ({origin_of(config, 'teacher')})."
+        )
+    form = settings.get("recommend_by") or next(iter(forms_of(model)), None)
+    if form != "retrieval":
+        raise UserError(f"residual_to_teacher is for models that recommend by retrieval, and {model} is asked by {form} ({where}).")
+    if settings["eval_step"] <= 0:
+        raise UserError(
+            f"residual_to_teacher: validations choose the LLM's weight; set eval_step above 0 ({origin_of(config, 'eval_step')})."
+        )
 
 
 def _check_trust(config: Any, settings: Mapping) -> None:

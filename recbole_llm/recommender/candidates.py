@@ -20,9 +20,11 @@ class OwnCandidates:
 
     Attributes:
         items: int64 ``[B, C]``, the target in column 0.
+        offsets: what is added to the model's scores, float32 ``[B, C]``; None: nothing.
     """
 
     items: np.ndarray
+    offsets: Tensor | None = None
 
     def of_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Candidates of some rows, the target first, int64 ``[n, C]``, and which of them do not count, bool ``[n, C]``."""
@@ -31,7 +33,8 @@ class OwnCandidates:
     def retrieval(self, model: Any, users: Tensor) -> tuple[Tensor, Tensor]:
         """L_retrieval of users ``[B, d']``, and the representations of their targets, ``[B, d']``."""
         items = model.represent_candidates(self.items)
-        return retrieval_loss(torch.einsum("bd,bcd->bc", users, items)), items[:, 0]
+        scores = torch.einsum("bd,bcd->bc", users, items)
+        return retrieval_loss(scores if self.offsets is None else scores + self.offsets), items[:, 0]
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class SharedCandidates:
         targets: column of each row's target, int64 ``[B]``.
         left_out: items that the row's user interacted with, bool ``[B, C]``.
         log_expected_counts: log of how likely each item is to be a candidate of a step, float32 ``[C]``.
+        offsets: what is added to the model's scores, float32 ``[B, C]``; None: nothing.
     """
 
     items: np.ndarray
     targets: np.ndarray
     left_out: np.ndarray
     log_expected_counts: np.ndarray
+    offsets: Tensor | None = None
 
     def of_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Candidates of some rows, the target first, int64 ``[n, 1 + C]``, and which of them do not count, bool."""
@@ -63,7 +68,8 @@ class SharedCandidates:
         targets, left_out, log_counts = (
             torch.from_numpy(table).to(items.device) for table in (self.targets, self.left_out, self.log_expected_counts)
         )
-        return in_batch_loss(users @ items.T, targets, left_out, log_counts), items[targets]
+        scores = users @ items.T if self.offsets is None else users @ items.T + self.offsets
+        return in_batch_loss(scores, targets, left_out, log_counts), items[targets]
 
 
 class SharedDraw:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,11 @@ from recbole_llm.recommender.form import Form
 from recbole_llm.recommender.generation import GenerationForm
 from recbole_llm.recommender.heads import projection
 from recbole_llm.recommender.item_table import ItemTable
+from recbole_llm.recommender.residual import Residual
 from recbole_llm.recommender.retrieval import RetrievalForm
-from recbole_llm.teacher.teacher import obtain_teacher
+from recbole_llm.teacher import stock
+from recbole_llm.teacher.folds import obtain_fold_teachers
+from recbole_llm.teacher.teacher import Teacher, obtain_teacher
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class LLMRecommenderSettings:
     train_targets: str
     history_length: int
     item_projection_hidden_size: int | None
+    residual_to_teacher: bool | None
+    teacher_folds: int | None
+    seed: int
 
 
 class LLMRecommender(BackboneRecommender):
@@ -63,6 +69,7 @@ class LLMRecommender(BackboneRecommender):
         has_item_vectors: whether prompts hold the teacher's item vectors; without them there is no teacher.
         has_user_vector: whether user prompts begin with the teacher's user representation.
         has_marker: whether a learned vector stands before each item vector (RSLLM's [DSR]).
+        residual: the teacher's part of the scores under ``residual_to_teacher``; else None.
     """
 
     forms: Mapping[str, type[Form]] = {"retrieval": RetrievalForm, "generation": GenerationForm}
@@ -74,6 +81,7 @@ class LLMRecommender(BackboneRecommender):
     has_item_vectors = True
     has_user_vector = False
     has_marker = False
+    _fold_teachers: tuple[list[Teacher], np.ndarray] = [], np.zeros(0, dtype=np.int64)
 
     def __init__(self, config: Config, dataset: TextSequentialDataset) -> None:
         settings = select(LLMRecommenderSettings, config)
@@ -90,6 +98,7 @@ class LLMRecommender(BackboneRecommender):
             self.user_projection = self._user_projection()
         if self.has_marker:
             self.marker = self._token_vectors(1)
+        self.residual = self._residual_of(settings, dataset) if settings.residual_to_teacher else None
         self.form = form(self, config, dataset)
         self.form.prepare()
         self.loss_names = self.loss_names or self.form.loss_names
@@ -102,6 +111,14 @@ class LLMRecommender(BackboneRecommender):
         counts = np.bincount(rows[self.POS_ITEM_ID].numpy(), weights=weights, minlength=dataset.item_num).astype(float)
         return SharedDraw(self.user_items, counts, 1 / len(dataset.inter_feat), settings.train_negatives)
 
+    def _residual_of(self, settings: LLMRecommenderSettings, dataset: TextSequentialDataset) -> Residual:
+        folds, fold_of = self._fold_teachers
+        residual = Residual(self.teacher, self.USER_ID, folds, fold_of).to(self.backbone.device)
+        if folds:
+            rows = dataset.inter_feat
+            residual.fit_scale(rows, rows[self.POS_ITEM_ID].numpy(), np.random.default_rng([settings.seed, len(folds)]))
+        return residual
+
     def _form_named(self, settings: LLMRecommenderSettings) -> type[Form]:
         name = settings.recommend_by or next(iter(self.forms))
         if name not in self.forms:
@@ -112,6 +129,9 @@ class LLMRecommender(BackboneRecommender):
     def _prepare_before_backbone(self, config: Config, dataset: TextSequentialDataset) -> None:
         if self._needs_teacher():
             self.teacher, self.teacher_run = obtain_teacher(config, dataset.splits)
+            settings = select(LLMRecommenderSettings, config)
+            if settings.residual_to_teacher and stock.may_train():
+                self._fold_teachers = obtain_fold_teachers(config, dataset.splits, settings.teacher_folds or 2)
 
     def _needs_teacher(self) -> bool:
         return self.has_item_vectors
@@ -231,11 +251,16 @@ class LLMRecommender(BackboneRecommender):
 
     def draw_candidates(self, interaction: Interaction) -> OwnCandidates | SharedCandidates:
         """What the targets of a step are compared with, as the key ``negatives`` says."""
+        ends = self.window_ends(interaction)
+        drawn: OwnCandidates | SharedCandidates
         if self._shared_draw is None:
-            return OwnCandidates(self.training_candidates(interaction))
-        users, targets = (interaction[field].cpu().numpy() for field in (self.USER_ID, self.POS_ITEM_ID))
-        units = len(np.unique(self.window_ends(interaction)))
-        return self._shared_draw(users, targets, units, self.rng)
+            drawn = OwnCandidates(self.training_candidates(interaction))
+        else:
+            users, targets = (interaction[field].cpu().numpy() for field in (self.USER_ID, self.POS_ITEM_ID))
+            drawn = self._shared_draw(users, targets, len(np.unique(ends)), self.rng)
+        if self.residual is None:
+            return drawn
+        return replace(drawn, offsets=self.residual.of_training(interaction, ends, drawn.items))
 
     def window_ends(self, interaction: Interaction) -> np.ndarray:
         """For each row the last row of its window (``train_targets: window``), int64 ``[B]``; else each row is its own."""
