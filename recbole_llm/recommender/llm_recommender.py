@@ -23,7 +23,7 @@ from recbole_llm.errors import UserError
 from recbole_llm.prompt.batch import PromptBatch
 from recbole_llm.prompt.retrieval import Histories
 from recbole_llm.recommender.base import BackboneRecommender
-from recbole_llm.recommender.candidates import OwnCandidates, SharedCandidates, SharedDraw
+from recbole_llm.recommender.candidates import OwnCandidates, SharedCandidates, SharedDraw, SoftTargets
 from recbole_llm.recommender.form import Form
 from recbole_llm.recommender.generation import GenerationForm
 from recbole_llm.recommender.heads import projection
@@ -49,6 +49,7 @@ class LLMRecommenderSettings:
     item_projection_hidden_size: int | None
     residual_to_teacher: bool | None
     teacher_folds: int | None
+    soft_targets: float | None
     seed: int
 
 
@@ -89,7 +90,7 @@ class LLMRecommender(BackboneRecommender):
         super().__init__(config, dataset)
         # Items that are no training negatives of a user.
         self.user_items = dataset.user_items if settings.negatives_leave_out == "all" else training_items(dataset)
-        self.train_negatives = settings.train_negatives
+        self.train_negatives, self.soft_targets = settings.train_negatives, settings.soft_targets or 0.0
         self._shared_draw = self._draw_of(settings, dataset) if settings.negatives == "in_batch" else None
         self.item_projection_hidden_size = settings.item_projection_hidden_size or self.backbone.input_size
         if self.has_item_vectors:
@@ -258,9 +259,17 @@ class LLMRecommender(BackboneRecommender):
         else:
             users, targets = (interaction[field].cpu().numpy() for field in (self.USER_ID, self.POS_ITEM_ID))
             drawn = self._shared_draw(users, targets, len(np.unique(ends)), self.rng)
+        if self.soft_targets > 0 and self.teacher is not None:
+            drawn = replace(drawn, soft=SoftTargets(self._teacher_scores(interaction, ends, drawn.items), self.soft_targets))
         if self.residual is None:
             return drawn
         return replace(drawn, offsets=self.residual.of_training(interaction, ends, drawn.items))
+
+    def _teacher_scores(self, interaction: Interaction, ends: np.ndarray, items: np.ndarray) -> Tensor:
+        """What the teacher scores items int64 ``[C]`` or ``[B, C]`` for each row, ``[B, C]``."""
+        vectors = self.teacher.item_vectors[torch.from_numpy(items).to(self.teacher.item_vectors.device)]
+        states = self.teacher.represent_windows(interaction, ends)
+        return states @ vectors.T if vectors.dim() == 2 else torch.einsum("bd,bcd->bc", states, vectors)
 
     def window_ends(self, interaction: Interaction) -> np.ndarray:
         """For each row the last row of its window (``train_targets: window``), int64 ``[B]``; else each row is its own."""

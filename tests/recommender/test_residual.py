@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,6 +128,24 @@ def test_the_loss_is_that_of_both_scores(make_model):
     torch.testing.assert_close(losses[0], -torch.log_softmax(scores, dim=1)[:, 0].mean())
     sum(losses).backward()
     assert model.residual.gate.grad is None and model.residual.scale.grad is None
+
+
+@pytest.mark.parametrize("negatives", ["sampled", "in_batch"])
+def test_soft_targets_are_what_the_teacher_says_of_the_candidates(make_model, negatives):
+    """At a share of 1 the loss is least where the scores are the teacher's own, whatever the next item was."""
+    _, model, _ = make_model("LLMSRec", soft_targets=1.0, negatives=negatives, train_negatives=5)
+    rows = model._dataset.inter_feat[np.arange(6)]
+    model.seed_step(0)
+    drawn, states = model.draw_candidates(rows), model.teacher.represent(rows)
+    model.represent_items = lambda items: model.teacher.item_vectors[items]
+    model.represent_candidates = model.represent_items
+    users = states.clone().requires_grad_()
+    drawn.retrieval(model, users)[0].backward()
+    assert users.grad.abs().max() < 1e-6
+    others = (2 * states).requires_grad_()
+    drawn.retrieval(model, others)[0].backward()
+    assert others.grad.abs().max() > 1e-6
+    assert replace(drawn, soft=None).retrieval(model, users)[0] != drawn.retrieval(model, users)[0]
 
 
 @pytest.mark.slow
