@@ -46,7 +46,8 @@ UNPICKLED = ("pre_model_path", "mf_pretrain_path", "mlp_pretrain_path", "pretrai
 # What the caller may say in place of a checkpoint's record: whom to ask, and where things have moved.
 ENDPOINT = ("endpoint_url", "endpoint_model", "endpoint_key_variable")
 GIVEN = ("data_path", "teacher_checkpoint", "pretrained", "backbone", *ENDPOINT)
-TEACHERS_OF_RESIDUALS = ("SASRec", "GRU4Rec", "NARM")  # whose score is the product of a state and an item's vector
+# RecBole's models whose score is the product of what `forward` returns and the item's vector, and nothing else.
+SCORED_BY_VECTORS = ("SASRec", "GRU4Rec", "NARM")
 _ATOMIC_FILES = ("inter", "user", "item", "kg", "link", "net")
 
 
@@ -457,24 +458,24 @@ def _check_teacher(config: Any, settings: Mapping) -> None:
 
 
 def _check_residual(config: Any, settings: Mapping, model: str, model_class: type) -> None:
-    """Check that ``residual_to_teacher`` finds a teacher whose score it can add to, and validations that say how."""
-    if not settings.get("residual_to_teacher") or not _ours(config):
+    """Check that ``residual_to_teacher`` or ``soft_targets`` finds a teacher's scores, and the former validations."""
+    key = next((key for key in ("residual_to_teacher", "soft_targets") if settings.get(key)), None)
+    if key is None or not _ours(config) or (key not in config.external_config_dict and key == "soft_targets"):
         return
-    where = origin_of(config, "residual_to_teacher")
+    where = origin_of(config, key)
     if not getattr(model_class, "has_item_vectors", False):
-        raise UserError(f"residual_to_teacher: {model} has no teacher ({where}).")
-    if settings["teacher"] not in TEACHERS_OF_RESIDUALS:
+        raise UserError(f"{key}: {model} has no teacher ({where}).")
+    if settings["teacher"] not in SCORED_BY_VECTORS:
         raise UserError(
-            f"residual_to_teacher needs a teacher whose score is a product of vectors, {' or '.join(TEACHERS_OF_RESIDUALS)}, "
+            f"{key} needs a teacher whose score is a product of vectors, {' or '.join(SCORED_BY_VECTORS)}, "
             f"not {settings['teacher']} ({origin_of(config, 'teacher')})."
         )
     form = settings.get("recommend_by") or next(iter(forms_of(model)), None)
     if form != "retrieval":
-        raise UserError(f"residual_to_teacher is for models that recommend by retrieval, and {model} is asked by {form} ({where}).")
-    if settings["eval_step"] <= 0:
-        raise UserError(
-            f"residual_to_teacher: validations choose the LLM's weight; set eval_step above 0 ({origin_of(config, 'eval_step')})."
-        )
+        raise UserError(f"{key} is for models that recommend by retrieval, and {model} is asked by {form} ({where}).")
+    if key == "residual_to_teacher" and settings["eval_step"] <= 0:
+        where = origin_of(config, "eval_step")
+        raise UserError(f"residual_to_teacher: validations choose the LLM's weight; set eval_step above 0 ({where}).")
 
 
 def _check_trust(config: Any, settings: Mapping) -> None:

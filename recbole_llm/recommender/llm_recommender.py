@@ -15,6 +15,7 @@ from recbole.config import Config
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
+from recbole_llm.config.checks import SCORED_BY_VECTORS
 from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.sequences import training_items
@@ -259,7 +260,7 @@ class LLMRecommender(BackboneRecommender):
         else:
             users, targets = (interaction[field].cpu().numpy() for field in (self.USER_ID, self.POS_ITEM_ID))
             drawn = self._shared_draw(users, targets, len(np.unique(ends)), self.rng)
-        if self.soft_targets > 0 and self.teacher is not None:
+        if self.soft_targets > 0 and self.teacher is not None and self.teacher.name in SCORED_BY_VECTORS:
             drawn = replace(drawn, soft=SoftTargets(self._teacher_scores(interaction, ends, drawn.items), self.soft_targets))
         if self.residual is None:
             return drawn

@@ -43,7 +43,7 @@ class StandardScores:
         self.centered = torch.cat([torch.zeros_like(spread[:1]), spread]).float()
 
     def __call__(self, states: Tensor, items: Tensor | None) -> Tensor:
-        """Scores under states ``[B, d]`` of items, int64 ``[C]`` (the same for all rows) or ``[B, C]``, or of the catalogue (None).
+        """Scores under states ``[B, d]`` of items, int64 ``[C]`` (the same for all rows) or ``[B, C]``; None: the catalogue.
 
         Returns:
             float32 ``[B, C]``; 0 throughout a row in which the teacher tells no item from another.

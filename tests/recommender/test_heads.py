@@ -27,7 +27,7 @@ def test_afterwards_moving_averages_hold():
         layer.train()(torch.tensor(batch))
     layer.eval()
     torch.testing.assert_close(layer(torch.tensor([[13.0], [15.2]])), torch.tensor([[0.0], [1.0]]))
-    torch.testing.assert_close(layer.train()(torch.tensor([[15.2]])), torch.tensor([[1.0]]), msg="a batch of one has no deviation")
+    torch.testing.assert_close(layer.train()(torch.tensor([[15.2]])), torch.tensor([[1.0]]), msg="of one row")
     torch.testing.assert_close(layer.center, torch.tensor([13.0]))
 
 
