@@ -459,10 +459,12 @@ def _check_teacher(config: Any, settings: Mapping) -> None:
 
 def _check_residual(config: Any, settings: Mapping, model: str, model_class: type) -> None:
     """Check that ``residual_to_teacher`` or ``soft_targets`` finds a teacher's scores, and the former validations."""
-    key = next((key for key in ("residual_to_teacher", "soft_targets") if settings.get(key)), None)
-    if key is None or not _ours(config) or (key not in config.external_config_dict and key == "soft_targets"):
+    named = [key for key in ("residual_to_teacher", "soft_targets") if settings.get(key) and key in config.external_config_dict]
+    if not named or not _ours(config):
         return
-    where = origin_of(config, key)
+    key, where = named[0], origin_of(config, named[0])
+    if len(named) == 2:
+        raise UserError(f"residual_to_teacher leaves out what soft_targets asks for, the teacher's scores: take one ({where}).")
     if not getattr(model_class, "has_item_vectors", False):
         raise UserError(f"{key}: {model} has no teacher ({where}).")
     if settings["teacher"] not in SCORED_BY_VECTORS:

@@ -91,7 +91,9 @@ class LLMRecommender(BackboneRecommender):
         super().__init__(config, dataset)
         # Items that are no training negatives of a user.
         self.user_items = dataset.user_items if settings.negatives_leave_out == "all" else training_items(dataset)
-        self.train_negatives, self.soft_targets = settings.train_negatives, settings.soft_targets or 0.0
+        self.train_negatives = settings.train_negatives
+        has_scores = self.teacher is not None and self.teacher.name in SCORED_BY_VECTORS and not settings.residual_to_teacher
+        self.soft_targets = (settings.soft_targets or 0.0) if has_scores else 0.0
         self._shared_draw = self._draw_of(settings, dataset) if settings.negatives == "in_batch" else None
         self.item_projection_hidden_size = settings.item_projection_hidden_size or self.backbone.input_size
         if self.has_item_vectors:
@@ -260,7 +262,7 @@ class LLMRecommender(BackboneRecommender):
         else:
             users, targets = (interaction[field].cpu().numpy() for field in (self.USER_ID, self.POS_ITEM_ID))
             drawn = self._shared_draw(users, targets, len(np.unique(ends)), self.rng)
-        if self.soft_targets > 0 and self.teacher is not None and self.teacher.name in SCORED_BY_VECTORS:
+        if self.soft_targets > 0:
             drawn = replace(drawn, soft=SoftTargets(self._teacher_scores(interaction, ends, drawn.items), self.soft_targets))
         if self.residual is None:
             return drawn

@@ -165,8 +165,10 @@ def test_a_run_is_never_worse_than_its_teacher_on_validation(tiny_settings):
         ("LLMSRec", {"teacher": "BERT4Rec"}, "SASRec or GRU4Rec or NARM, not BERT4Rec"),
         ("CoLLM", {"recommend_by": "generation"}, "CoLLM is asked by generation"),
         ("LLMSRec", {"eval_step": 0.0}, "set eval_step above 0"),
+        ("LLMSRec", {"soft_targets": 0.5}, "take one"),
+        ("TALLRec", {"residual_to_teacher": False, "soft_targets": 0.5}, "soft_targets: TALLRec has no teacher"),
     ],
 )
 def test_what_cannot_be_a_residual_is_refused(make_model, name, settings, told):
     with pytest.raises(UserError, match=told):
-        make_model(name, residual_to_teacher=True, **settings)
+        make_model(name, **{"residual_to_teacher": True, **settings})
