@@ -42,34 +42,38 @@ def perceptron(input_size: int, hidden_size: int, output_size: int) -> nn.Sequen
 
 
 class Standardize(nn.Module):
-    """Center and scale each dimension of the states that a head reads: batch normalization without trained factors.
+    """Center and scale each dimension of the states that a head reads.
 
     What the hidden states at out tokens have in common is a hundred times what tells them apart: read as they are, a head sees
-    nearly the same vector for every user. It also moves with every step, by more than states differ: mean and deviation are
-    therefore those of each batch in training, and their moving averages afterwards. The averages are kept with the trained
+    nearly the same vector for every user. Mean and deviation are those of the first batch of the training; or of each batch,
+    and their moving averages afterwards, which is batch normalization without trained factors. They are kept with the trained
     parameters, and no gradient moves them. Before they are measured the states pass as they are.
 
     Args:
         size: width of the states.
+        by: ``first`` or ``each``.
 
     References:
         Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift", 2015.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, by: str = "first") -> None:
         super().__init__()
+        self.by = by
         self.center = nn.Parameter(torch.zeros(size))
         self.scale = nn.Parameter(torch.zeros(size))  # 1 / deviation; 0 until measured
         self._measured = False
 
     def forward(self, states: Tensor) -> Tensor:
         self._measured = self._measured or bool(self.scale.any())
-        if self.training and len(states) > 1:
+        if self.training and self.by == "each" and len(states) > 1:
             center, deviation = states.mean(dim=0), _deviation(states)
             self._keep(center.detach(), deviation.detach())
             return (states - center) / deviation
         if not self._measured:
-            return states if not self.training else states - states
+            if not self.training:
+                return states
+            self._keep(states.detach().mean(dim=0), _deviation(states.detach()))
         return (states - self.center.detach()) * self.scale.detach()
 
     @torch.no_grad()
@@ -98,12 +102,13 @@ class Scale(nn.Module):
         return self.factor * values
 
 
-def standardized_projection(input_size: int, hidden_size: int, output_size: int) -> nn.Sequential:
+def standardized_projection(input_size: int, hidden_size: int, output_size: int, by: str = "first") -> nn.Sequential:
     """:func:`projection` of standardized states, so scaled that scores of two such heads begin with a deviation of about 1.
 
     Args:
         input_size, hidden_size, output_size: widths.
+        by: see :class:`Standardize`.
     """
     return nn.Sequential(
-        Standardize(input_size), projection(input_size, hidden_size, output_size), Scale(output_size**-0.25)
+        Standardize(input_size, by), projection(input_size, hidden_size, output_size), Scale(output_size**-0.25)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class RetrievalSettings:
     representation_size: int
     head_hidden_size: int
     standardize_states: bool
+    standardize_by: str
 
 
 class RetrievalForm(Form):
@@ -61,7 +63,7 @@ class RetrievalForm(Form):
         model, settings = self.model, self.settings
         self.build_prompts()
         hidden, size = settings.head_hidden_size, settings.representation_size
-        head = standardized_projection if settings.standardize_states else projection
+        head = partial(standardized_projection, by=settings.standardize_by) if settings.standardize_states else projection
         model.item_head = head(model.backbone.hidden_size, hidden, size)
         model.user_head = head(model.backbone.hidden_size, hidden, size)
         model.user_out = model._token_vectors(settings.out_tokens)

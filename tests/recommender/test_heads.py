@@ -13,16 +13,23 @@ def nearly_constant(rows=64, size=12, seed=0):
 
 
 def test_states_are_centered_and_scaled_as_each_batch_has_them():
-    layer, first = Standardize(2), torch.tensor([[9.0, 100.0], [11.0, 104.0]])
+    layer, first = Standardize(2, "each"), torch.tensor([[9.0, 100.0], [11.0, 104.0]])
     standard = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
     torch.testing.assert_close(layer.train()(first), standard)
     torch.testing.assert_close(layer.eval()(first), standard)
     torch.testing.assert_close(layer.train()(3 * first + 7), standard)
 
 
+def test_or_as_the_first_batch_has_them():
+    layer, first = Standardize(2), torch.tensor([[9.0, 100.0], [11.0, 104.0]])
+    torch.testing.assert_close(layer.train()(first), torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+    torch.testing.assert_close(layer(first + 1.0), torch.tensor([[0.0, -0.5], [2.0, 1.5]]), msg="later batches do not count")
+    torch.testing.assert_close(layer.eval()(first), torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+
+
 def test_afterwards_moving_averages_hold():
     """Centers 10 and 20, deviations 1 and 5: the newer counts for 3 in 10."""
-    layer = Standardize(1)
+    layer = Standardize(1, "each")
     for batch in ([[9.0], [11.0]], [[15.0], [25.0]]):
         layer.train()(torch.tensor(batch))
     layer.eval()
@@ -37,18 +44,18 @@ def test_before_the_training_states_pass_as_they_are():
 
 
 def test_a_common_move_of_the_states_is_neither_seen_nor_asked_for():
-    layer, states = Standardize(12), nearly_constant().requires_grad_()
+    layer, states = Standardize(12, "each"), nearly_constant().requires_grad_()
     (layer(states) * torch.randn(64, 12)).sum().backward()
     assert states.grad.abs().max() > 1e-3
     torch.testing.assert_close(states.grad.sum(dim=0), torch.zeros(12), rtol=0, atol=1e-3 * states.grad.abs().max().item() * 64)
 
 
 def test_what_was_measured_is_kept_with_the_parameters_and_no_gradient_moves_it():
-    layer, states = Standardize(12), nearly_constant()
+    layer, states = Standardize(12, "each"), nearly_constant()
     layer(states).square().sum()
     layer(states.requires_grad_()).square().sum().backward()
     assert layer.center.grad is None and layer.scale.grad is None
-    again = Standardize(12)
+    again = Standardize(12, "each")
     with torch.no_grad():
         for parameter, other in zip(again.parameters(), layer.parameters(), strict=True):
             parameter.copy_(other)
