@@ -46,6 +46,8 @@ UNPICKLED = ("pre_model_path", "mf_pretrain_path", "mlp_pretrain_path", "pretrai
 # What the caller may say in place of a checkpoint's record: whom to ask, and where things have moved.
 ENDPOINT = ("endpoint_url", "endpoint_model", "endpoint_key_variable")
 GIVEN = ("data_path", "teacher_checkpoint", "pretrained", "backbone", *ENDPOINT)
+# RecBole's models whose score is the product of what `forward` returns and the item's vector, and nothing else.
+SCORED_BY_VECTORS = ("SASRec", "GRU4Rec", "NARM")
 _ATOMIC_FILES = ("inter", "user", "item", "kg", "link", "net")
 
 
@@ -88,6 +90,7 @@ def validate(config: Any) -> None:
     _check_labels(config, settings)
     _check_training(config, settings, model, model_class)
     _check_teacher(config, settings)
+    _check_residual(config, settings, model, model_class)
     _check_trust(config, settings)
     _check_item_vectors(config, settings)
     if isinstance(settings.get("valid_users"), str) and settings["valid_users"] != "auto":
@@ -452,6 +455,29 @@ def _check_teacher(config: Any, settings: Mapping) -> None:
                 f"{did_you_mean(name, known) or '; --help lists the keys.'}"
             )
         fitted(known[name], value, f"teacher_settings, {where}")
+
+
+def _check_residual(config: Any, settings: Mapping, model: str, model_class: type) -> None:
+    """Check that ``residual_to_teacher`` or ``soft_targets`` finds a teacher's scores, and the former validations."""
+    named = [key for key in ("residual_to_teacher", "soft_targets") if settings.get(key) and key in config.external_config_dict]
+    if not named or not _ours(config):
+        return
+    key, where = named[0], origin_of(config, named[0])
+    if len(named) == 2:
+        raise UserError(f"residual_to_teacher leaves out what soft_targets asks for, the teacher's scores: take one ({where}).")
+    if not getattr(model_class, "has_item_vectors", False):
+        raise UserError(f"{key}: {model} has no teacher ({where}).")
+    if settings["teacher"] not in SCORED_BY_VECTORS:
+        raise UserError(
+            f"{key} needs a teacher whose score is a product of vectors, {' or '.join(SCORED_BY_VECTORS)}, "
+            f"not {settings['teacher']} ({origin_of(config, 'teacher')})."
+        )
+    form = settings.get("recommend_by") or next(iter(forms_of(model)), None)
+    if form != "retrieval":
+        raise UserError(f"{key} is for models that recommend by retrieval, and {model} is asked by {form} ({where}).")
+    if key == "residual_to_teacher" and settings["eval_step"] <= 0:
+        where = origin_of(config, "eval_step")
+        raise UserError(f"residual_to_teacher: validations choose the LLM's weight; set eval_step above 0 ({where}).")
 
 
 def _check_trust(config: Any, settings: Mapping) -> None:

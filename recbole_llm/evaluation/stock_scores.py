@@ -8,11 +8,10 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_llm.config.checks import SCORED_BY_VECTORS
 from recbole_llm.data.padding import can_trim, parts_by_length
 from recbole_llm.evaluation.evaluate import PredictRows, ScoreRows
 
-# RecBole's models whose score is the product of what `forward` returns and the item's vector, and nothing else.
-SCORED_BY_VECTORS = ("SASRec", "GRU4Rec", "NARM")
 # Candidates' vectors alone are faster than the whole catalogue where it holds this many times as many items.
 _VECTORS_PAY = 20
 

@@ -33,9 +33,13 @@ def in_batch_loss(scores: Tensor, targets: Tensor, left_out: Tensor, log_expecte
     References:
         Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys 2019.
     """
+    return functional.cross_entropy(corrected_scores(scores, targets, left_out, log_expected_counts), targets)
+
+
+def corrected_scores(scores: Tensor, targets: Tensor, left_out: Tensor, log_expected_counts: Tensor) -> Tensor:
+    """s_b(j), ``[B, C]``, -inf for what is no candidate of the row; arguments as of :func:`in_batch_loss`."""
     own = torch.zeros_like(left_out).scatter(1, targets[:, None], True)
-    corrected = (scores - log_expected_counts).masked_fill(left_out & ~own, float("-inf"))
-    return functional.cross_entropy(corrected, targets)
+    return (scores - log_expected_counts).masked_fill(left_out & ~own, float("-inf"))
 
 
 def popularity_debiased_loss(

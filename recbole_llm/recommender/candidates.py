@@ -10,8 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.loss.in_batch import in_batch_loss
+from recbole_llm.loss.in_batch import corrected_scores, in_batch_loss
 from recbole_llm.loss.retrieval import retrieval_loss
+from recbole_llm.loss.soft_targets import soft_target_loss
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """What a teacher says of the candidates (``soft_targets``).
+
+    Attributes:
+        scores: float32 ``[B, C]``.
+        share: the part of the loss in which they are the target, 0 to 1.
+    """
+
+    scores: Tensor
+    share: float
+
+    def mixed(self, loss: Tensor, scores: Tensor, teacher_scores: Tensor) -> Tensor:
+        """A loss, and that of ``scores`` under the distribution of ``teacher_scores``, by their parts."""
+        return (1 - self.share) * loss + self.share * soft_target_loss(scores, teacher_scores)
 
 
 @dataclass(frozen=True)
@@ -20,9 +38,13 @@ class OwnCandidates:
 
     Attributes:
         items: int64 ``[B, C]``, the target in column 0.
+        offsets: what is added to the model's scores, float32 ``[B, C]``; None: nothing.
+        soft: soft targets; None: the one next item.
     """
 
     items: np.ndarray
+    offsets: Tensor | None = None
+    soft: SoftTargets | None = None
 
     def of_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Candidates of some rows, the target first, int64 ``[n, C]``, and which of them do not count, bool ``[n, C]``."""
@@ -31,7 +53,10 @@ class OwnCandidates:
     def retrieval(self, model: Any, users: Tensor) -> tuple[Tensor, Tensor]:
         """L_retrieval of users ``[B, d']``, and the representations of their targets, ``[B, d']``."""
         items = model.represent_candidates(self.items)
-        return retrieval_loss(torch.einsum("bd,bcd->bc", users, items)), items[:, 0]
+        scores = torch.einsum("bd,bcd->bc", users, items)
+        scores = scores if self.offsets is None else scores + self.offsets
+        loss = retrieval_loss(scores)
+        return loss if self.soft is None else self.soft.mixed(loss, scores, self.soft.scores), items[:, 0]
 
 
 @dataclass(frozen=True)
@@ -43,12 +68,16 @@ class SharedCandidates:
         targets: column of each row's target, int64 ``[B]``.
         left_out: items that the row's user interacted with, bool ``[B, C]``.
         log_expected_counts: log of how likely each item is to be a candidate of a step, float32 ``[C]``.
+        offsets: what is added to the model's scores, float32 ``[B, C]``; None: nothing.
+        soft: soft targets; None: the one next item.
     """
 
     items: np.ndarray
     targets: np.ndarray
     left_out: np.ndarray
     log_expected_counts: np.ndarray
+    offsets: Tensor | None = None
+    soft: SoftTargets | None = None
 
     def of_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Candidates of some rows, the target first, int64 ``[n, 1 + C]``, and which of them do not count, bool."""
@@ -63,7 +92,12 @@ class SharedCandidates:
         targets, left_out, log_counts = (
             torch.from_numpy(table).to(items.device) for table in (self.targets, self.left_out, self.log_expected_counts)
         )
-        return in_batch_loss(users @ items.T, targets, left_out, log_counts), items[targets]
+        scores = users @ items.T if self.offsets is None else users @ items.T + self.offsets
+        which = targets, left_out, log_counts
+        loss = in_batch_loss(scores, *which)
+        if self.soft is not None:
+            loss = self.soft.mixed(loss, corrected_scores(scores, *which), corrected_scores(self.soft.scores, *which))
+        return loss, items[targets]
 
 
 class SharedDraw:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+_NEWEST = 0.3  # weight of the newest batch in the moving averages
 ACTIVATIONS = {"leaky_relu": nn.LeakyReLU, "gelu": nn.GELU}
 
 
@@ -44,34 +45,50 @@ class Standardize(nn.Module):
     """Center and scale each dimension of the states that a head reads.
 
     What the hidden states at out tokens have in common is a hundred times what tells them apart: read as they are, a head sees
-    nearly the same vector for every user. Mean and deviation are those of the first batch of the training. They are kept with
-    the trained parameters, and no gradient moves them. Before they are measured the states pass as they are.
+    nearly the same vector for every user. Mean and deviation are those of the first batch of the training; or of each batch,
+    and their moving averages afterwards, which is batch normalization without trained factors. They are kept with the trained
+    parameters, and no gradient moves them. Before they are measured the states pass as they are.
 
     Args:
         size: width of the states.
+        by: ``first`` or ``each``.
+
+    References:
+        Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift", 2015.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, by: str = "first") -> None:
         super().__init__()
+        self.by = by
         self.center = nn.Parameter(torch.zeros(size))
         self.scale = nn.Parameter(torch.zeros(size))  # 1 / deviation; 0 until measured
         self._measured = False
 
     def forward(self, states: Tensor) -> Tensor:
         self._measured = self._measured or bool(self.scale.any())
+        if self.training and self.by == "each" and len(states) > 1:
+            center, deviation = states.mean(dim=0), _deviation(states)
+            self._keep(center.detach(), deviation.detach())
+            return (states - center) / deviation
         if not self._measured:
             if not self.training:
                 return states
-            self._measure(states.detach())
+            self._keep(states.detach().mean(dim=0), _deviation(states.detach()))
         return (states - self.center.detach()) * self.scale.detach()
 
     @torch.no_grad()
-    def _measure(self, states: Tensor) -> None:
-        deviation = states.std(dim=0, correction=0)
-        self.center.copy_(states.mean(dim=0))
-        # A dimension in which a small batch hardly differs must not come to outweigh the others.
-        self.scale.copy_(1 / deviation.clamp_min(max(0.01 * deviation.mean().item(), 1e-6)))
+    def _keep(self, center: Tensor, deviation: Tensor) -> None:
+        share = _NEWEST if self._measured else 1.0
+        self.center.lerp_(center, share)
+        before = 1 / self.scale if self._measured else deviation
+        self.scale.copy_(1 / before.lerp(deviation, share))
         self._measured = True
+
+
+def _deviation(states: Tensor) -> Tensor:
+    """The deviation of each dimension, ``[size]``; one in which a small batch hardly differs must not outweigh the others."""
+    deviation = (states - states.mean(dim=0)).square().mean(dim=0).clamp_min(1e-12).sqrt()
+    return deviation.clamp_min(max(0.01 * deviation.mean().item(), 1e-6))
 
 
 class Scale(nn.Module):
@@ -85,12 +102,13 @@ class Scale(nn.Module):
         return self.factor * values
 
 
-def standardized_projection(input_size: int, hidden_size: int, output_size: int) -> nn.Sequential:
+def standardized_projection(input_size: int, hidden_size: int, output_size: int, by: str = "first") -> nn.Sequential:
     """:func:`projection` of standardized states, so scaled that scores of two such heads begin with a deviation of about 1.
 
     Args:
         input_size, hidden_size, output_size: widths.
+        by: see :class:`Standardize`.
     """
     return nn.Sequential(
-        Standardize(input_size), projection(input_size, hidden_size, output_size), Scale(output_size**-0.25)
+        Standardize(input_size, by), projection(input_size, hidden_size, output_size), Scale(output_size**-0.25)
     )

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from recbole.config import Config
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
+from recbole_llm.config.checks import SCORED_BY_VECTORS
 from recbole_llm.config.settings import select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.item_catalog import ItemCatalog
@@ -24,13 +25,16 @@ from recbole_llm.errors import UserError
 from recbole_llm.prompt.batch import PromptBatch
 from recbole_llm.prompt.retrieval import Histories
 from recbole_llm.recommender.base import BackboneRecommender
-from recbole_llm.recommender.candidates import OwnCandidates, SharedCandidates, SharedDraw
+from recbole_llm.recommender.candidates import OwnCandidates, SharedCandidates, SharedDraw, SoftTargets
 from recbole_llm.recommender.form import Form
 from recbole_llm.recommender.generation import GenerationForm
 from recbole_llm.recommender.heads import projection
 from recbole_llm.recommender.item_table import ItemTable
+from recbole_llm.recommender.residual import Residual
 from recbole_llm.recommender.retrieval import RetrievalForm
-from recbole_llm.teacher.teacher import obtain_teacher
+from recbole_llm.teacher import stock
+from recbole_llm.teacher.folds import obtain_fold_teachers
+from recbole_llm.teacher.teacher import Teacher, obtain_teacher
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,10 @@ class LLMRecommenderSettings:
     train_targets: str
     history_length: int
     item_projection_hidden_size: int | None
+    residual_to_teacher: bool | None
+    teacher_folds: int | None
+    soft_targets: float | None
+    seed: int
 
 
 class LLMRecommender(BackboneRecommender):
@@ -64,6 +72,7 @@ class LLMRecommender(BackboneRecommender):
         has_item_vectors: whether prompts hold the teacher's item vectors; without them there is no teacher.
         has_user_vector: whether user prompts begin with the teacher's user representation.
         has_marker: whether a learned vector stands before each item vector (RSLLM's [DSR]).
+        residual: the teacher's part of the scores under ``residual_to_teacher``; else None.
     """
 
     forms: Mapping[str, type[Form]] = {"retrieval": RetrievalForm, "generation": GenerationForm}
@@ -75,12 +84,15 @@ class LLMRecommender(BackboneRecommender):
     has_item_vectors = True
     has_user_vector = False
     has_marker = False
+    _fold_teachers: tuple[list[Teacher], np.ndarray] = [], np.zeros(0, dtype=np.int64)
 
     def __init__(self, config: Config, dataset: TextSequentialDataset) -> None:
         settings = select(LLMRecommenderSettings, config)
         form = self._form_named(settings)
         super().__init__(config, dataset)
         self.train_negatives = settings.train_negatives
+        has_scores = self.teacher is not None and self.teacher.name in SCORED_BY_VECTORS and not settings.residual_to_teacher
+        self.soft_targets = (settings.soft_targets or 0.0) if has_scores else 0.0
         if not isinstance(dataset, ItemCatalog):  # from which nothing is trained
             # Items that are no training negatives of a user.
             self.user_items = dataset.user_items if settings.negatives_leave_out == "all" else training_items(dataset)
@@ -92,6 +104,7 @@ class LLMRecommender(BackboneRecommender):
             self.user_projection = self._user_projection()
         if self.has_marker:
             self.marker = self._token_vectors(1)
+        self.residual = self._residual_of(settings, dataset) if settings.residual_to_teacher else None
         self.form = form(self, config, dataset)
         self.form.prepare()
         self.loss_names = self.loss_names or self.form.loss_names
@@ -104,6 +117,14 @@ class LLMRecommender(BackboneRecommender):
         counts = np.bincount(rows[self.POS_ITEM_ID].numpy(), weights=weights, minlength=dataset.item_num).astype(float)
         return SharedDraw(self.user_items, counts, 1 / len(dataset.inter_feat), settings.train_negatives)
 
+    def _residual_of(self, settings: LLMRecommenderSettings, dataset: TextSequentialDataset) -> Residual:
+        folds, fold_of = self._fold_teachers
+        residual = Residual(self.teacher, self.USER_ID, folds, fold_of).to(self.backbone.device)
+        if folds:
+            rows = dataset.inter_feat
+            residual.fit_scale(rows, rows[self.POS_ITEM_ID].numpy(), np.random.default_rng([settings.seed, len(folds)]))
+        return residual
+
     def _form_named(self, settings: LLMRecommenderSettings) -> type[Form]:
         name = settings.recommend_by or next(iter(self.forms))
         if name not in self.forms:
@@ -114,6 +135,9 @@ class LLMRecommender(BackboneRecommender):
     def _prepare_before_backbone(self, config: Config, dataset: TextSequentialDataset) -> None:
         if self._needs_teacher():
             self.teacher, self.teacher_run = obtain_teacher(config, dataset.splits)
+            settings = select(LLMRecommenderSettings, config)
+            if settings.residual_to_teacher and stock.may_train():
+                self._fold_teachers = obtain_fold_teachers(config, dataset.splits, settings.teacher_folds or 2)
 
     def _needs_teacher(self) -> bool:
         return self.has_item_vectors
@@ -233,11 +257,24 @@ class LLMRecommender(BackboneRecommender):
 
     def draw_candidates(self, interaction: Interaction) -> OwnCandidates | SharedCandidates:
         """What the targets of a step are compared with, as the key ``negatives`` says."""
+        ends = self.window_ends(interaction)
+        drawn: OwnCandidates | SharedCandidates
         if self._shared_draw is None:
-            return OwnCandidates(self.training_candidates(interaction))
-        users, targets = (interaction[field].cpu().numpy() for field in (self.USER_ID, self.POS_ITEM_ID))
-        units = len(np.unique(self.window_ends(interaction)))
-        return self._shared_draw(users, targets, units, self.rng)
+            drawn = OwnCandidates(self.training_candidates(interaction))
+        else:
+            users, targets = (interaction[field].cpu().numpy() for field in (self.USER_ID, self.POS_ITEM_ID))
+            drawn = self._shared_draw(users, targets, len(np.unique(ends)), self.rng)
+        if self.soft_targets > 0:
+            drawn = replace(drawn, soft=SoftTargets(self._teacher_scores(interaction, ends, drawn.items), self.soft_targets))
+        if self.residual is None:
+            return drawn
+        return replace(drawn, offsets=self.residual.of_training(interaction, ends, drawn.items))
+
+    def _teacher_scores(self, interaction: Interaction, ends: np.ndarray, items: np.ndarray) -> Tensor:
+        """What the teacher scores items int64 ``[C]`` or ``[B, C]`` for each row, ``[B, C]``."""
+        vectors = self.teacher.item_vectors[torch.from_numpy(items).to(self.teacher.item_vectors.device)]
+        states = self.teacher.represent_windows(interaction, ends)
+        return states @ vectors.T if vectors.dim() == 2 else torch.einsum("bd,bcd->bc", states, vectors)
 
     def window_ends(self, interaction: Interaction) -> np.ndarray:
         """For each row the last row of its window (``train_targets: window``), int64 ``[B]``; else each row is its own."""

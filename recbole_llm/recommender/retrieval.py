@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +38,7 @@ class RetrievalSettings:
     representation_size: int
     head_hidden_size: int
     standardize_states: bool
+    standardize_by: str
 
 
 class RetrievalForm(Form):
@@ -53,12 +57,13 @@ class RetrievalForm(Form):
         super().__init__(model, config, dataset)
         self.settings = select(RetrievalSettings, config)
         self._table: ItemTable | None = None
+        self._remembered: dict[bytes, Tensor] | None = None
 
     def prepare(self) -> None:
         model, settings = self.model, self.settings
         self.build_prompts()
         hidden, size = settings.head_hidden_size, settings.representation_size
-        head = standardized_projection if settings.standardize_states else projection
+        head = partial(standardized_projection, by=settings.standardize_by) if settings.standardize_states else projection
         model.item_head = head(model.backbone.hidden_size, hidden, size)
         model.user_head = head(model.backbone.hidden_size, hidden, size)
         model.user_out = model._token_vectors(settings.out_tokens)
@@ -104,7 +109,8 @@ class RetrievalForm(Form):
         """Item representations under the current weights."""
         if self._table is None:
             model = self.model
-            self._table = ItemTable(model.represent_items, model.trained_parameters().values(), model.n_items)
+            decisive = (parameter for name, parameter in model.trained_parameters().items() if not name.startswith("residual."))
+            self._table = ItemTable(model.represent_items, decisive, model.n_items)
         return self._table
 
     def forget_items(self) -> None:
@@ -118,8 +124,9 @@ class RetrievalForm(Form):
     @torch.no_grad()
     def score(self, interaction: Interaction, candidates: Tensor | None) -> Tensor:
         """Score each row's candidates, or the whole catalog, from the item table; see :meth:`Form.score`."""
-        users = self.model.represent_distinct_users(interaction)
-        return self.item_table.scores(users, candidates)
+        scores = self.item_table.scores(self._users(interaction), candidates)
+        residual = self.model.residual
+        return scores if residual is None else residual.total(interaction, candidates, scores)
 
     @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:
@@ -129,4 +136,25 @@ class RetrievalForm(Form):
         """
         users = self.model.represent_distinct_users(interaction)
         items = self.item_table.rows(interaction[self.model.ITEM_ID].cpu().numpy())
-        return (users * items).sum(dim=-1)
+        scores, residual = (users * items).sum(dim=-1), self.model.residual
+        if residual is None:
+            return scores
+        asked = interaction[self.model.ITEM_ID][:, None].to(scores.device)
+        return residual.total(interaction, asked, scores[:, None])[:, 0]
+
+    def _users(self, interaction: Interaction) -> Tensor:
+        if self._remembered is None:
+            return self.model.represent_distinct_users(interaction)
+        key = b"".join(interaction[field].cpu().numpy().tobytes() for field in (self.model.ITEM_SEQ, self.model.ITEM_SEQ_LEN))
+        if key not in self._remembered:
+            self._remembered[key] = self.model.represent_distinct_users(interaction)
+        return self._remembered[key]
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Within the context users that are scored again are not encoded again: neither weights nor users' dates may change."""
+        self._remembered = {}
+        try:
+            yield
+        finally:
+            self._remembered = None

@@ -296,6 +296,11 @@ def without_training() -> Iterator[None]:
         _MAY_TRAIN.reset(token)
 
 
+def may_train() -> bool:
+    """Whether :func:`train_or_load` would train here what is not there."""
+    return _MAY_TRAIN.get()
+
+
 def train_or_load(config: Config, splits: dict[str, Any], training: str = "prefix") -> StockRun:
     """Return the stock model ``config["model"]`` trained on ``splits``, from its folder where the same was trained before.
 
@@ -351,7 +356,7 @@ def _train_or_load(
         getLogger().info(f"{name}: using the trained model in {folder}")
         return _read(model.eval(), config, splits, folder, record)
 
-    if not _MAY_TRAIN.get():
+    if not may_train():
         raise UserError(
             f"there is no trained {name} of these data and settings in {folder.parent}, and loading a checkpoint trains "
             f"nothing: give the folder of the {name} that it belongs to as teacher_checkpoint."

@@ -310,9 +310,9 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         Only a strictly better score replaces the best: of equal ones the earlier stays.
         """
         started = time.perf_counter()
-        result = self.evaluate(valid_data, load_best_model=False)
+        result = self._result_on(valid_data)
         score = calculate_valid_score(result, self.valid_metric)
-        better = score > self.best_valid_score if self.valid_metric_bigger else score < self.best_valid_score
+        better = self._is_better(score, self.best_valid_score)
         if better:
             self.best_valid_score, self.best_valid_result, self.cur_step = score, dict(result), 0
             self.best_step = self.step
@@ -334,6 +334,21 @@ class LLMTrainer(CandidateEvaluation, Trainer):
         if callback_fn:
             callback_fn(epoch, score)
         return self.cur_step >= self.stopping_step
+
+    def _is_better(self, score: float, other: float) -> bool:
+        return score > other if self.valid_metric_bigger else score < other
+
+    def _result_on(self, valid_data) -> dict[str, Any]:
+        """Metrics on the validation data; under ``residual_to_teacher`` with the gate that it chooses."""
+        residual = getattr(self.model, "residual", None)
+        if residual is None:
+            return self.evaluate(valid_data, load_best_model=False)
+
+        def is_better(result: dict[str, Any], other: dict[str, Any]) -> bool:
+            return self._is_better(*(calculate_valid_score(found, self.valid_metric) for found in (result, other)))
+
+        with self.model.form.remembering():
+            return residual.choose_gate(lambda: self.evaluate(valid_data, load_best_model=False), is_better)
 
     # Evaluation
 

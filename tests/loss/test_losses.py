@@ -111,3 +111,15 @@ def test_confidence_leaves_out_candidates():
     user, candidates = torch.ones(1, 1), torch.log(torch.tensor([[[3.0], [1.0], [50.0]]]))
     left_out = torch.tensor([[False, False, True]])
     assert teacher_confidence(user, candidates, "probability", left_out).item() == pytest.approx(3 / 4)
+
+
+def test_soft_targets_by_hand():
+    """Teacher: 3/4 and 1/4; student: 1/2 each, so that each item costs log 2. The third item is no candidate."""
+    from recbole_llm.loss.soft_targets import soft_target_loss
+
+    teacher = torch.tensor([[math.log(3.0), 0.0, -math.inf]])
+    scores = torch.tensor([[1.0, 1.0, -math.inf]], requires_grad=True)
+    loss = soft_target_loss(scores, teacher)
+    assert loss.item() == pytest.approx(math.log(2))
+    loss.backward()
+    assert scores.grad.tolist() == [pytest.approx([0.5 - 0.75, 0.5 - 0.25, 0.0])], "student's share less teacher's"
