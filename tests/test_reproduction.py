@@ -53,7 +53,8 @@ def test_a_command_resolves(line, monkeypatch, capsys):
     configured = []
 
     def configure_all(models, dataset, seeds=(), config_file_list=None, settings=None, on_row=None):
-        configured.extend(quick_start.configure(name, dataset, models, None, config_file_list, settings or {}) for name in models)
+        for name in models:
+            configured.append(quick_start.configure(name, dataset, models, None, config_file_list, settings or {}))
         return []
 
     monkeypatch.setattr(quick_start, "compare", configure_all)

@@ -67,6 +67,24 @@ def test_the_projector_may_be_normalized(make_model):
     assert [type(layer) for layer in normalized] == [nn.Linear, nn.LayerNorm, nn.LeakyReLU, nn.Linear]
 
 
+# CoLLM
+
+
+def test_users_and_items_may_share_one_mapping(make_model, tmp_path):
+    _, model, splits = make_model("CoLLM", mapping="shared", **LORA)
+    assert [type(layer) for layer in model.item_projection] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert model.user_projection is model.item_projection
+    assert not any(name.startswith("user_projection") for name in model.trained_parameters()), "kept once"
+    sum(model.calculate_loss(rows_of(model._dataset))).backward()
+    both = model.item_projection[0].weight.grad.clone()
+    model.zero_grad()
+    model.user_inputs = lambda interaction: torch.zeros(len(interaction), model.backbone.input_size)
+    sum(model.calculate_loss(rows_of(model._dataset))).backward()
+    assert not torch.allclose(both, model.item_projection[0].weight.grad), "users move it as well"
+    _, plain, _ = make_model("CoLLM", **LORA)
+    assert "user_projection.0.weight" in plain.trained_parameters()
+
+
 # A-LLMRec
 
 
