@@ -37,7 +37,7 @@ class TitlePromptSettings:
     max_item_tokens: int = 256
     item_vectors: bool = True
     user_vector: bool = False
-    user_sentence: str = "This is user representation from recommendation models:"
+    user_sentence: str = "This is user representation from recommendation models: "
     context_length: int = 2048
     marker: bool = False
     quotes: bool = True

@@ -52,7 +52,7 @@ class PromptSettings:
     max_item_tokens: int = 256
     item_vectors: bool = True
     user_vector: bool = False
-    user_sentence: str = "This is user representation from recommendation models:"
+    user_sentence: str = "This is user representation from recommendation models: "
     out_tokens: int = 1
     marker: bool = False
 

@@ -24,12 +24,14 @@ class YesNoPromptSettings:
         history_length: the most items of the history, liked and disliked together; the latest are kept.
         max_prompt_tokens: the most tokens in a prompt; whole oldest items of the history go first, the target never.
         max_item_tokens: the most tokens of one item's text.
+        empty_list: what a list without an item reads.
     """
 
     template: str
     history_length: int = 10
     max_prompt_tokens: int = 1024
     max_item_tokens: int = 256
+    empty_list: str = "none"
 
 
 class YesNoPrompts:
@@ -37,7 +39,7 @@ class YesNoPrompts:
 
         ... Liked movies: "{title}", "{title}". Disliked movies: none. Target movie: "{title}". Will the user ...? Answer:
 
-    Within each list the items are in temporal order. An empty list reads ``none``.
+    Within each list the items are in temporal order. An empty list reads ``none``, or as the settings say.
 
     Args:
         encode, item_texts: as in :class:`~recbole_llm.prompt.retrieval.PromptBuilder`.
@@ -65,7 +67,7 @@ class YesNoPrompts:
         limit = settings.max_item_tokens
         self._title = self.table.append([[*opened, *ids[:limit], *closed] for ids in encode(list(item_texts))])
         self._prefix, self._suffix = self.table.append([list(prefix_ids), list(suffix_ids)])
-        self._joint, self._none, self._empty = self.table.texts([",", " none", ""])
+        self._joint, self._none, self._empty = self.table.texts([",", f" {settings.empty_list}", ""])
         texts = re.split("({liked}|{disliked}|{target})", settings.template)
         # The space before a title belongs to its quotation mark.
         self._texts, self._places = self.table.texts([text.rstrip() for text in texts[::2]]), texts[1::2]

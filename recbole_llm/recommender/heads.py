@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 _NEWEST = 0.3  # weight of the newest batch in the moving averages
-ACTIVATIONS = {"leaky_relu": nn.LeakyReLU, "gelu": nn.GELU}
+ACTIVATIONS = {"leaky_relu": nn.LeakyReLU, "gelu": nn.GELU, "relu": nn.ReLU}
 
 
 def projection(input_size: int, hidden_size: int, output_size: int, activation: str = "leaky_relu") -> nn.Sequential:
@@ -32,13 +32,16 @@ def projection(input_size: int, hidden_size: int, output_size: int, activation: 
     return network
 
 
-def perceptron(input_size: int, hidden_size: int, output_size: int) -> nn.Sequential:
-    """Build Linear, GELU, Linear: the projector of item vectors into the LLM in LLaRA's public code, and in RSLLM.
+def perceptron(input_size: int, hidden_size: int, output_size: int, activation: str = "gelu") -> nn.Sequential:
+    """Build Linear, activation, Linear: the projector of item vectors into the LLM in LLaRA's public code, and in RSLLM.
 
     Args:
         input_size, hidden_size, output_size: widths.
+        activation: ``gelu``, or ``relu`` as in CoLLM's public code.
     """
-    return nn.Sequential(nn.Linear(input_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, output_size))
+    return nn.Sequential(
+        nn.Linear(input_size, hidden_size), ACTIVATIONS[activation](), nn.Linear(hidden_size, output_size)
+    )
 
 
 class Standardize(nn.Module):

@@ -30,6 +30,7 @@ class YesNoSettings:
 
     backbone: str
     yes_no_prompt: str
+    empty_list: str
     title_words: list[str]
     history_length: int
     max_prompt_tokens: int | None
@@ -87,6 +88,7 @@ class YesNoAnswers:
                 history_length=settings.history_length,
                 max_prompt_tokens=min(settings.max_prompt_tokens or backbone.context_length, backbone.context_length),
                 max_item_tokens=settings.max_item_tokens,
+                empty_list=settings.empty_list,
             ),
             prefix_ids=backbone.prefix_ids,
             suffix_ids=alike,

@@ -60,24 +60,37 @@ def all_positions(model: nn.Module) -> Iterator[None]:
         del model.gather_indexes
 
 
-def all_positions_loss(model: nn.Module, windows: Tensor) -> Tensor:
-    """The mean loss of the next item at every position of ``windows`` int64 ``[W, L + 1]``.
+def states_at_targets(model: nn.Module, windows: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """States of ``windows`` int64 ``[W, L + 1]`` at the positions that have a next item.
 
-    It is the model's own ``next_item_loss`` where it has one, else the cross-entropy over the catalogue. Windows of about one
-    length are computed together, without the padding of the longest.
+    Windows of about one length are computed together, without the padding of the longest.
+
+    Returns:
+        states ``[N, d]``, and the places of the next items in ``windows[:, 1:]``: rows and columns, int64 ``[N]`` each.
     """
-    states, targets = [], []
+    states, rows, columns = [], [], []
     lengths = (windows[:, 1:] > 0).sum(dim=1)
     whole = [(torch.arange(len(windows), device=windows.device), windows.shape[1] - 1)]
     with all_positions(model):
         for places, longest in groups_by_length(lengths) if can_trim(type(model)) else whole:
-            inputs, wanted = windows[places, :longest], windows[places, 1 : longest + 1]
-            real = wanted > 0
+            inputs, real = windows[places, :longest], windows[places, 1 : longest + 1] > 0
             states.append(model.forward(inputs, (inputs > 0).sum(dim=1))[real])
-            targets.append(wanted[real])
+            row, column = real.nonzero(as_tuple=True)
+            rows.append(places[row])
+            columns.append(column)
+    return torch.cat(states), (torch.cat(rows), torch.cat(columns))
+
+
+def all_positions_loss(model: nn.Module, windows: Tensor) -> Tensor:
+    """The mean loss of the next item at every position of ``windows`` int64 ``[W, L + 1]``.
+
+    It is the model's own ``next_item_loss`` where it has one, else the cross-entropy over the catalogue.
+    """
+    states, places = states_at_targets(model, windows)
+    targets = windows[:, 1:][places]
     if hasattr(model, "next_item_loss"):
-        return model.next_item_loss(torch.cat(states), torch.cat(targets))
-    return functional.cross_entropy(torch.cat(states) @ model.item_embedding.weight.T, torch.cat(targets))
+        return model.next_item_loss(states, targets)
+    return functional.cross_entropy(states @ model.item_embedding.weight.T, targets)
 
 
 def is_pretraining(model: nn.Module) -> bool:
@@ -155,13 +168,10 @@ class BinaryTraining(CausalTraining):
 
     def batch_loss(self, windows: Tensor) -> Tensor:
         windows, seed = windows[:, :-1], int(windows[0, -1])
-        inputs, targets = windows[:, :-1], windows[:, 1:]
-        with all_positions(self.model):
-            states = self.model.forward(inputs, (inputs > 0).sum(dim=1))
-        real = targets > 0
-        drawn = negatives_of(windows, self.model.item_embedding.num_embeddings, np.random.default_rng(seed))
+        states, places = states_at_targets(self.model, windows)
+        drawn = negatives_of(windows, self.model.item_embedding.num_embeddings, np.random.default_rng(seed)).to(windows.device)
         positive, negative = (
-            (states[real] * self.model.item_embedding(items[real])).sum(dim=-1) for items in (targets, drawn.to(targets.device))
+            (states * self.model.item_embedding(items[places])).sum(dim=-1) for items in (windows[:, 1:], drawn)
         )
         return binary_loss(positive, negative)
 

@@ -51,7 +51,7 @@ SOURCED = {
         "warmup_steps": 0,
     },
     ("CoLLM", "llmsrec"): {
-        **BASELINE, **LORA, **THEIR_TEACHER, "prompt_basis": " and user representation",
+        **BASELINE, **LORA, **THEIR_TEACHER, "prompt_basis": " and user representation", "mapping": "normalized",
         "stages": [{"name": "joint", "trains": ["lora", "mapping", "heads"], "vectors": True}],
     },
     ("ALLMRec", "llmsrec"): {
@@ -62,7 +62,7 @@ SOURCED = {
     ("TALLRec", "own"): {
         **LORA, "recommend_by": "yes_no", "protocol": "yes_no", "train_batch_size": 128, "epochs": 200, "learning_rate": 1e-4,
         "learning_rate_schedule": "linear", "warmup_steps": 20, "learner": "adamw", "max_prompt_tokens": 512,
-        "like_threshold": 3.0, "stopping_step": 10, "history_length": 10,
+        "like_threshold": 3.0, "stopping_step": 10, "history_length": 10, "empty_list": "",
     },
     # ljy0ustc/LLaRA: train_movielens.sh, main.py.
     ("LLaRA", "own"): {
@@ -76,6 +76,7 @@ SOURCED = {
     ("CoLLM", "own"): {
         **LORA, "train_batch_size": 16, "learner": "adamw", "weight_decay": 1e-3, "learning_rate": 1e-3,
         "learning_rate_schedule": "cosine", "learning_rate_min": 8e-5, "warmup_steps": 200, "item_projection_hidden_size": 640,
+        "mapping": "shared",
         "stages": [
             {"name": "text", "trains": ["lora", "heads"], "vectors": False},
             {"name": "mapping", "trains": ["mapping", "heads"], "vectors": True},

@@ -258,7 +258,7 @@ def test_the_users_vector_opens_the_prompt(make_model, sentence_encoder, name, f
         slots = vectors[vectors >= 0]
         assert slots[0] == items + out + row and (slots == items + out + row).sum() == 1
         text = model.backbone.tokenizer.decode([token for token in batch.tokens[start:end] if token >= 0])
-        opening = "This is user representation from recommendation models:, and this user has "
+        opening = "This is user representation from recommendation models: , and this user has "
         assert text.removeprefix("<s>").startswith(opening)
     assert batch.header_length <= int((batch.tokens[: batch.offsets[1]] == -3).argmax())
     # The loss depends on each user's vector, through the user's mapping.

@@ -67,6 +67,24 @@ def test_the_projector_may_be_normalized(make_model):
     assert [type(layer) for layer in normalized] == [nn.Linear, nn.LayerNorm, nn.LeakyReLU, nn.Linear]
 
 
+# CoLLM
+
+
+def test_users_and_items_may_share_one_mapping(make_model, tmp_path):
+    _, model, splits = make_model("CoLLM", mapping="shared", **LORA)
+    assert [type(layer) for layer in model.item_projection] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert model.user_projection is model.item_projection
+    assert not any(name.startswith("user_projection") for name in model.trained_parameters()), "kept once"
+    sum(model.calculate_loss(rows_of(model._dataset))).backward()
+    both = model.item_projection[0].weight.grad.clone()
+    model.zero_grad()
+    model.user_inputs = lambda interaction: torch.zeros(len(interaction), model.backbone.input_size)
+    sum(model.calculate_loss(rows_of(model._dataset))).backward()
+    assert not torch.allclose(both, model.item_projection[0].weight.grad), "users move it as well"
+    _, plain, _ = make_model("CoLLM", **LORA)
+    assert "user_projection.0.weight" in plain.trained_parameters()
+
+
 # A-LLMRec
 
 
@@ -143,6 +161,22 @@ def test_negatives_of_a_window_are_none_of_its_items():
         assert set(drawn[:, row].ravel().tolist()) == set(range(1, 8)) - known
 
 
+def test_binary_training_leaves_out_padding_and_has_the_loss_of_the_whole(make_model, monkeypatch):
+    _, model, _ = make_model("LLMSRec", teacher_settings={"epochs": 1, "hidden_size": 8, "inner_size": 16, "n_layers": 1})
+    trainer, sasrec = object.__new__(BinaryTraining), model.teacher.model
+    trainer.model = sasrec
+    windows = torch.zeros(8, 42, dtype=torch.long)
+    for row, length in enumerate((3, 40, 4, 2, 3, 3, 4, 2)):
+        windows[row, :length] = torch.arange(1, length + 1)
+    windows[:, -1] = 5  # how the negatives are drawn
+    widths, plain = [], sasrec.forward
+    monkeypatch.setattr(sasrec, "forward", lambda items, lengths: widths.append(items.shape[1]) or plain(items, lengths))
+    trimmed = trainer.batch_loss(windows)
+    monkeypatch.setattr("recbole_llm.teacher.stock.can_trim", lambda kind: False)
+    torch.testing.assert_close(trainer.batch_loss(windows), trimmed)
+    assert widths == [3, 39, 40]
+
+
 def test_a_teacher_by_binary_cross_entropy_learns(make_model, monkeypatch):
     sizes, plain = [], BinaryTraining.batch_loss
 
@@ -217,7 +251,7 @@ def test_llmsrec_may_show_the_users_representation(make_model):
         texts.append(one.backbone.tokenizer.decode([token for token in tokens.tolist() if token >= 0]))
         assert (tokens == -3).sum() == (one is model)
     assert texts[0].endswith(". Based on this sequence of purchases, generate user representation token:")
-    assert texts[1].startswith("<s>This is user representation from recommendation models:, and this user has made")
+    assert texts[1].startswith("<s>This is user representation from recommendation models: , and this user has made")
     assert texts[1].endswith("sequence of purchases and user representation, generate user representation token:")
     assert len(model.calculate_loss(rows_of(model._dataset, 3))) == 3
     assert "user_projection.0.weight" in model.trained_parameters()

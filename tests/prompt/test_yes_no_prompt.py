@@ -37,6 +37,11 @@ def test_each_item_stands_in_the_list_of_its_rating():
     ]
 
 
+def test_an_empty_list_reads_as_the_settings_say():
+    batch = build(empty_list="").prompts(np.array([[4]]), np.array([1]), np.array([[True]]), np.array([1]))
+    assert read(batch) == ['^Liked: "Alien". Disliked: . Will the user enjoy "Heat"? Answer:_']
+
+
 def test_a_template_may_name_its_places_in_any_order():
     prompts = build(template="Is {target} like {liked}, or like {disliked}?")
     batch = prompts.prompts(np.array([[1, 2]]), np.array([2]), np.array([[False, True]]), np.array([5]))
