@@ -20,6 +20,12 @@ from recbole_llm.teacher.folds import fold_of_users, without_fold
 RESIDUAL = {"residual_to_teacher": True, "teacher_folds": 2, "train_targets": "window", "train_negatives": 5}
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """One folder for the module's runs, so that each teacher is trained once."""
+    return str(tmp_path_factory.mktemp("saved"))
+
+
 def test_scores_are_standardized_over_the_catalogue():
     """Three items with the scores 1, 2, 6 under the state (1, 0): mean 3, deviation sqrt(14 / 3)."""
     vectors = torch.tensor([[9.0, 9.0], [1.0, 5.0], [2.0, 5.0], [6.0, 5.0]])
@@ -38,8 +44,8 @@ def test_the_scale_is_that_of_the_likeliest_targets():
     assert fitted_scale(-scores) == pytest.approx(0.1), "the order of a teacher that is worse than none is still to be seen"
 
 
-def test_a_fold_leaves_out_its_users(make_model):
-    _, _, splits = make_model("LLMSRec")
+def test_a_fold_leaves_out_its_users(make_model, kept):
+    _, _, splits = make_model("LLMSRec", checkpoint_dir=kept)
     train = splits["train"]
     fold_of = fold_of_users(train.user_num, 3, 1)
     assert np.bincount(fold_of).tolist() == [21, 20, 20]
@@ -92,8 +98,8 @@ def test_the_gate_is_chosen_and_of_equal_ones_the_lowest():
     assert residual.gate.item() == 0
 
 
-def test_behind_a_closed_gate_the_model_is_its_teacher(make_model):
-    _, model, splits = make_model("LLMSTAR", **RESIDUAL)
+def test_behind_a_closed_gate_the_model_is_its_teacher(make_model, kept):
+    _, model, splits = make_model("LLMSTAR", **RESIDUAL, checkpoint_dir=kept)
     rows = splits["test"].inter_feat[np.arange(8)]
     model.eval()
     expected = standardized(stock_scores(model.teacher.model)(rows, None)[:, 1:]).float()
@@ -110,9 +116,9 @@ def test_behind_a_closed_gate_the_model_is_its_teacher(make_model):
     torch.testing.assert_close(model.score(rows, None)[:, 1:], (found + 0.5 * of_llm)[:, 1:])
 
 
-def test_the_loss_is_that_of_both_scores(make_model):
+def test_the_loss_is_that_of_both_scores(make_model, kept):
     """Of candidates of a row's own: cross-entropy of the LLM's scores plus those of the users' teachers."""
-    _, model, splits = make_model("LLMSRec", residual_to_teacher=True, teacher_folds=2)
+    _, model, splits = make_model("LLMSRec", residual_to_teacher=True, teacher_folds=2, checkpoint_dir=kept)
     rows = model._dataset.inter_feat[np.arange(6)]
     with torch.no_grad():
         model.residual.scale.fill_(1.0)
@@ -131,9 +137,9 @@ def test_the_loss_is_that_of_both_scores(make_model):
 
 
 @pytest.mark.parametrize("negatives", ["sampled", "in_batch"])
-def test_soft_targets_are_what_the_teacher_says_of_the_candidates(make_model, negatives):
+def test_soft_targets_are_what_the_teacher_says_of_the_candidates(make_model, kept, negatives):
     """At a share of 1 the loss is least where the scores are the teacher's own, whatever the next item was."""
-    _, model, _ = make_model("LLMSRec", soft_targets=1.0, negatives=negatives, train_negatives=5)
+    _, model, _ = make_model("LLMSRec", soft_targets=1.0, negatives=negatives, train_negatives=5, checkpoint_dir=kept)
     rows = model._dataset.inter_feat[np.arange(6)]
     model.seed_step(0)
     drawn, states = model.draw_candidates(rows), model.teacher.represent(rows)
