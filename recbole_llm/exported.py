@@ -234,8 +234,7 @@ def load_exported(folder: Path, given: Mapping[str, Any] | None = None) -> tuple
             model = _llm_recommender(config, catalog, folder, manifest) if is_llm else _stock_model(config, catalog, folder)
         except (AttributeError, KeyError, TypeError, NotImplementedError) as error:
             raise UserError(
-                f"{name} needs the interactions when it is loaded, so it cannot be exported ({first_line(error)}): serve the "
-                f"folder of its run."
+                f"{name} needs the interactions when it is loaded, so it cannot be exported: serve the folder of its run."
             ) from error
     table = getattr(model, "item_table", None)
     if table is not None:

@@ -87,7 +87,7 @@ class TrainedRecommender:
             self.config, self.model, self.dataset, *_ = load_data_and_model(self.folder, given)
         self.model.eval()
         self._splits: Any = self.dataset.splits
-        self._test = self._splits["test"]
+        self._test: Any = self._splits["test"]
         self._score = self.model.score if registry.is_ours(self.config["model"]) else stock_scores(self.model)
         self._tokens = self.dataset.field2id_token[self.dataset.iid_field]
         self._items_by_title: dict[str, int] | None = None

@@ -135,6 +135,19 @@ def test_while_a_batch_is_computed_the_next_one_gathers():
     assert found == [0, 10, 20, 30, 40, 50] and batches == [1, 3, 2], "a question whose asker went away is left out"
 
 
+def test_the_first_question_of_a_batch_waits_for_others():
+    async def ask():
+        batcher = Batcher(lambda questions: questions, most=2, seconds=5, queue=10)
+        batcher.start()
+        first = asyncio.create_task(batcher.ask("a"))
+        await asyncio.sleep(0.05)
+        found = [await batcher.ask("b"), await first]
+        await batcher.stop()
+        return found, batcher.batches
+
+    assert asyncio.run(ask()) == (["b", "a"], [2])
+
+
 def test_a_full_queue_and_an_error_of_a_batch():
     def answer(questions):
         if "bad" in questions:
