@@ -24,7 +24,7 @@ from recbole_llm import checkpoint
 from recbole_llm.backbone import built_in, reading
 from recbole_llm.backbone import load as llm
 from recbole_llm.backbone import settings as backbone_settings
-from recbole_llm.backbone.backbone import Backbone
+from recbole_llm.backbone.backbone import Backbone, cache_name
 from recbole_llm.backbone.encoder import EncoderSettings, PromptEncoder
 from recbole_llm.backbone.fetch import cache_folder, is_complete
 from recbole_llm.backbone.load import fetch_backbone, load_backbone
@@ -932,6 +932,26 @@ def test_kernels_that_are_not_there(folders):
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="attn_implementation: .*flash_attention_2"):
             load(folders["llama"], attn_implementation="flash_attention_2")
+
+
+def test_keys_and_values_have_two_names_in_transformers(monkeypatch):
+    """Since 5.24 a decoder calls them ``cache``."""
+    expected = load("tiny")
+    name, forward = cache_name(expected.model), transformers.LlamaModel.forward
+
+    def renamed(self, inputs_embeds=None, position_ids=None, attention_mask=None, cache=None, use_cache=None):
+        rest = {"attention_mask": attention_mask, "use_cache": use_cache, name: cache}
+        return forward(self, inputs_embeds=inputs_embeds, position_ids=position_ids, **rest)
+
+    monkeypatch.setattr(transformers.LlamaModel, "forward", renamed)
+    backbone = load("tiny")
+    assert cache_name(backbone.model) == "cache"
+    inputs = backbone.embedding(token_ids(1, 6)).detach()
+    _, past = backbone(inputs[:, :4], positions(0, 4), use_cache=True)
+    tail, _ = backbone(inputs[:, 4:], positions(4, 6), causal(6)[None, None, 4:], past)
+    monkeypatch.setattr(transformers.LlamaModel, "forward", forward)
+    whole, _ = expected(inputs, positions(0, 6))
+    assert torch.allclose(tail, whole[:, 4:], atol=1e-4)
 
 
 def test_flash_attention_refuses_a_mask_in_a_sentence():
