@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from recbole_llm import cli, configure, quick_start
+from recbole_llm.config.protocols import protocol_names, without_list
 from recbole_llm.config.command_line import parse_command_line
 
 ROOT = Path(__file__).parents[1]
@@ -46,8 +47,11 @@ def test_a_documented_command_resolves(line, tmp_path, monkeypatch, capsys):
         configured = []
 
         def configure_all(models, dataset, seeds=(), config_file_list=None, settings=None, on_row=None):
+            settings = dict(settings or {})
+            named = protocol_names(settings.get("protocol"))
+            settings = without_list(settings, named) if len(named) > 1 else settings
             for name in [name for name in models if "+" not in name]:
-                configured.append(configure.configure(name, dataset, models, None, config_file_list, settings or {}))
+                configured.append(configure.configure(name, dataset, models, None, config_file_list, settings))
             return []
 
         monkeypatch.setattr(quick_start, "compare", configure_all)
