@@ -33,6 +33,7 @@ from recbole_llm.backbone.backbone import Backbone
 from recbole_llm.backbone.load import fetch_backbone
 from recbole_llm.backbone.lora import load_weights, trained_weights
 from recbole_llm.config.identity import deciding_settings, settings_for_pretraining
+from recbole_llm.config.schema import is_file_name
 from recbole_llm.config.settings import make_config, select
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.errors import UserError
@@ -186,6 +187,9 @@ def source_configs(config: Config) -> list[Config]:
     """
     settings = select(PretrainingSettings, config)
     names = settings.pretrain_datasets or []
+    wrong = [name for name in names if not is_file_name(name)]
+    if wrong:
+        raise UserError(f"pretrain_datasets: {wrong[0]!r} is no name of a dataset; give a list of names.")
     if names and settings.pretrained:
         raise UserError("pretrained names an LLM that was pre-trained before: leave pretrain_datasets unset.")
     if (names or settings.pretrained) and settings.backbone_quantization:
