@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from recbole_llm import cli, configure, quick_start
-from recbole_llm.config.protocols import protocol_names, without_list
 from recbole_llm.config.command_line import parse_command_line
+from recbole_llm.config.protocols import protocol_names, without_list
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -498,7 +498,7 @@ def test_a_stopped_pretraining_resumes_to_the_same_llm(make, two_datasets, tmp_p
         ({"pretrain_datasets": ["links"], "pretrained": "x"}, "leave pretrain_datasets unset"),
         ({"pretrain_datasets": ["nowhere"]}, "nowhere"),
         ({"pretrain_datasets": [True, "links"]}, "True is no name of a dataset"),
-        ({"pretrain_datasets": [[1], ["../x"]]}, r"\[1\] is no name of a dataset"),
+        ({"pretrain_datasets": ["links", "../x"]}, "'../x' is no name of a dataset"),
         ({"pretrain_datasets": ["links"], "pretrain_settings": {"tuning": "ilp"}}, "trains no LLM"),
         ({"pretrain_datasets": ["links"], "pretrain_settings": {"epoch": 1}}, "did you mean 'epochs'"),
         ({"pretrained": "nowhere"}, "nowhere"),
