@@ -168,7 +168,7 @@ def test_short_epochs_do_not_write_all_the_time(settings, monkeypatch):
 @pytest.mark.slow
 def test_a_killed_process(settings, chain_data, tmp_path):
     given = {**settings, **CASES["SASRec"][0], "model": "SASRec", "dataset": "chain"}
-    words = [f"--{key}={value}" for key, value in given.items()]
+    words = [f"--{key}={value}" for key, value in given.items() if key != "checkpoint_dir"]
     assert cli.main(["run", *words, "--checkpoint_dir=whole"]) == 0
     code = (
         "import math, os, sys; from recbole.trainer import Trainer; from recbole_llm import cli; "
