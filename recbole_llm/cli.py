@@ -225,11 +225,11 @@ def report(argv: Sequence[str]) -> int:
 
 def _sources(argv: Sequence[str], known: set[str]) -> tuple[list[str], dict[str, str] | None]:
     """Files and folders on the command line, and the options beside them as text; None for these where help was asked for."""
-    from recbole_llm.config.command_line import parse_command_line
+    from recbole_llm.config.command_line import parse_command_line, refuse_unknown
 
     sources = [word for word in argv if not word.startswith("-")]
     settings = parse_command_line([word for word in argv if word.startswith("-")])
-    _refuse_unknown(settings, known | {"help"})
+    refuse_unknown(settings, known | {"help"})
     if settings.get("help"):
         say(USAGE.rstrip("\n"))
         return sources, None
@@ -249,12 +249,12 @@ def runs(argv: Sequence[str]) -> int:
 def recommend(argv: Sequence[str]) -> int:
     """``recbole-llm recommend``: the top items for users or a history, on the screen or in a file."""
     from recbole_llm.config.checks import GIVEN
-    from recbole_llm.config.command_line import parse_command_line
+    from recbole_llm.config.command_line import parse_command_line, refuse_unknown
 
     settings = parse_command_line(argv)
     known = {"checkpoint", "user", "users", "history", "unknown_titles", "candidates", "topk", "exclude_history"}
     known |= {"format", "output", "help"}
-    _refuse_unknown(settings, known.union(GIVEN))
+    refuse_unknown(settings, known.union(GIVEN))
     if settings.get("help"):
         say(USAGE.rstrip("\n"))
         return 0
@@ -329,12 +329,12 @@ def analyze(argv: Sequence[str]) -> int:
 
 def clean(argv: Sequence[str]) -> int:
     """``recbole-llm clean``: show, and remove, what killed runs left in a folder of checkpoints."""
-    from recbole_llm.config.command_line import parse_command_line
+    from recbole_llm.config.command_line import parse_command_line, refuse_unknown
     from recbole_llm.files import format_size
     from recbole_llm.results.clean import KINDS, find_orphans, remove
 
     settings = parse_command_line(argv, flags=("unfinished", "yes"))
-    _refuse_unknown(settings, {"checkpoint_dir", "unfinished", "yes", "help"})
+    refuse_unknown(settings, {"checkpoint_dir", "unfinished", "yes", "help"})
     if settings.get("help"):
         say(USAGE.rstrip("\n"))
         return 0
@@ -358,13 +358,6 @@ def clean(argv: Sequence[str]) -> int:
     else:
         say(f"{total}; nothing was removed: --yes=True removes them.")
     return 0
-
-
-def _refuse_unknown(settings: Mapping[str, Any], known: set[str]) -> None:
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        near = closest(unknown[0], known)
-        raise UserError(f"unknown key --{unknown[0]}" + (f"; did you mean --{near}?" if near else f"; known: {sorted(known)}."))
 
 
 def _seeds(value: Any) -> list[int]:

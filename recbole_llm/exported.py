@@ -36,7 +36,7 @@ from recbole_llm.backbone.reading import model_digest
 from recbole_llm.config.checks import ENDPOINT, UNPICKLED, fitted, stock_class
 from recbole_llm.config.schema import is_file_name, known_keys
 from recbole_llm.config.settings import make_config
-from recbole_llm.data.item_catalog import ItemCatalog, Times, UserHistories
+from recbole_llm.data.item_catalog import FINGERPRINTS, ItemCatalog, Times, UserHistories
 from recbole_llm.data.sequences import Ragged
 from recbole_llm.errors import UserError, first_line
 from recbole_llm.loading import NOT_FROM_A_RECORD, checked_record, recorded_settings, teacher_settings
@@ -49,7 +49,6 @@ FORMAT, VERSION = "recbole-llm export", 1
 # Every file of an export but the manifest, the README and the LLM.
 _CHECKPOINT = (checkpoint.RECORD, checkpoint.WEIGHTS)
 FILES = (ITEMS, VECTORS, USERS, *(f"{part}/{name}" for part in (MODEL, TEACHER) for name in _CHECKPOINT))
-FINGERPRINTS = ("fingerprint", "text_fingerprint", "column_fingerprint")
 _OF_THE_PLACE = ("source", "name", "revision", "sha256")  # of an LLM's identity: where it was read from
 
 
@@ -231,7 +230,10 @@ def load_exported(folder: Path, given: Mapping[str, Any] | None = None) -> tuple
             raise UserError(f"the settings in {folder} cannot be used ({first_line(error)}).") from error
         catalog = _catalog(folder, manifest, config)
         try:
-            model = _llm_recommender(config, catalog, folder, manifest) if is_llm else _stock_model(config, catalog, folder)
+            if is_llm:
+                model = _llm_recommender(config, catalog, folder, manifest, record)
+            else:
+                model = stock.load(model_folder, config, catalog.splits).model
         except (AttributeError, KeyError, TypeError, NotImplementedError) as error:
             raise UserError(
                 f"{name} needs the interactions when it is loaded, so it cannot be exported: serve the folder of its run."
@@ -248,8 +250,9 @@ def _catalog(folder: Path, manifest: Mapping[str, Any], config: Any) -> ItemCata
     return ItemCatalog(config, ids, titles, Times(**manifest["times"]), manifest["fingerprints"], histories)
 
 
-def _llm_recommender(config: Any, catalog: ItemCatalog, folder: Path, manifest: Mapping[str, Any]) -> Any:
-    record = checkpoint.read_record(folder / MODEL)
+def _llm_recommender(
+    config: Any, catalog: ItemCatalog, folder: Path, manifest: Mapping[str, Any], record: Mapping[str, Any]
+) -> Any:
     checkpoint.check(record, folder, fingerprint=catalog.text_fingerprint)
     init_seed(config["seed"], config["reproducibility"])
     with stock.without_training():
@@ -261,10 +264,6 @@ def _llm_recommender(config: Any, catalog: ItemCatalog, folder: Path, manifest: 
         model.backbone.identity = identity | {key: kept[key] for key in _OF_THE_PLACE if key in kept}
     load_trained_weights(model, folder / MODEL, config["model"])
     return model
-
-
-def _stock_model(config: Any, catalog: ItemCatalog, folder: Path) -> Any:
-    return stock.load(folder / MODEL, config, catalog.splits).model
 
 
 def _copied_llm(folder: Path, copy: Mapping[str, Any]) -> Path:

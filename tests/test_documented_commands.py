@@ -47,9 +47,7 @@ def test_a_documented_command_resolves(line, tmp_path, monkeypatch, capsys):
         configured = []
 
         def configure_all(models, dataset, seeds=(), config_file_list=None, settings=None, on_row=None):
-            settings = dict(settings or {})
-            named = protocol_names(settings.get("protocol"))
-            settings = without_list(settings, named) if len(named) > 1 else settings
+            settings = without_list(settings or {}, protocol_names((settings or {}).get("protocol")))
             for name in [name for name in models if "+" not in name]:
                 configured.append(configure.configure(name, dataset, models, None, config_file_list, settings))
             return []

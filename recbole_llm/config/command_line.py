@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -14,7 +14,7 @@ from recbole_llm.config.schema import (
     parse_value,
     read_schema,
 )
-from recbole_llm.errors import UserError
+from recbole_llm.errors import UserError, closest
 
 # Options that take text as it is written.
 _TEXTS = frozenset(
@@ -70,6 +70,18 @@ def parse_command_line(argv: Sequence[str], flags: Collection[str] = ()) -> dict
             raise UserError(f"--{name} is given twice on the command line.")
         settings[name] = _command_line_value(name, text, kinds)
     return settings
+
+
+def refuse_unknown(settings: Mapping[str, Any], known: set[str]) -> None:
+    """Check that a sub-command knows the keys that it was given.
+
+    Raises:
+        UserError: one that is not among ``known``.
+    """
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        near = closest(unknown[0], known)
+        raise UserError(f"unknown key --{unknown[0]}" + (f"; did you mean --{near}?" if near else f"; known: {sorted(known)}."))
 
 
 def _kinds(name: str, schema: Schema) -> set[str]:

@@ -29,6 +29,7 @@ from recbole_llm.data.reading import AtomicFilesDataset
 from recbole_llm.data.rows import Histories, Rows
 from recbole_llm.data.sequences import Ragged
 from recbole_llm.data.temporal import Cuts, TemporalSettings, find_cuts, leave_out_unseen, lone_interactions, target_rows
+from recbole_llm.data.timestamps import Timestamps
 from recbole_llm.errors import UserError, printable
 
 TRAIN_TARGETS = ("last", "window", "all")
@@ -38,7 +39,6 @@ SHORTEST_HISTORY = 3  # a user needs an item to start from, one to train on and 
 # [0, 1] and numbers such as 20180131 lie far below.
 _EARLIEST_DATE, _LATEST_DATE = 631_152_000, 4_102_444_800
 _SHARE_OF_DATES = 0.99  # a few broken timestamps (0, -1) do not make the others ranks
-_SECONDS_PER_DAY = 86_400
 _YEAR_1, _YEAR_10000 = -62_135_596_800, 253_402_300_800
 
 
@@ -58,6 +58,7 @@ class TextSequentialDataset(AtomicFilesDataset):
         item_attributes (list[tuple[str, ...]]): the texts that each of ``item_texts`` is joined from, one for each field of
             ``item_text`` that is not empty.
         item_file_tokens (list[str]): ids in the ``.item`` file, line by line below its header.
+        timestamps (Timestamps): what the values of the timestamp field are.
         has_dates (bool): whether timestamps are points in time (``item_dates`` then works) and not mere ranks.
         user_items (Sequence[np.ndarray]): by internal user id, the sorted distinct internal ids of all items that the user ever
             interacted with, whatever the split.
@@ -79,6 +80,7 @@ class TextSequentialDataset(AtomicFilesDataset):
     item_texts: list[str]
     item_attributes: list[tuple[str, ...]]
     item_file_tokens: list[str]
+    timestamps: Timestamps
     has_dates: bool
     user_items: Ragged
     interactions: int
@@ -174,15 +176,15 @@ class TextSequentialDataset(AtomicFilesDataset):
         order = np.argsort(self.inter_feat[self.time_field].to_numpy(), kind="stable")
         self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
         times = self.inter_feat[self.time_field].to_numpy(np.float64, copy=True)
-        self._units_per_second = self._timestamp_unit(times)
-        self.has_dates = self._units_per_second is not None
+        unit = self._timestamp_unit(times)
         self.fingerprint = self._identify(times)
 
         super()._normalize()
         # Models see the field as it is now; item_dates undoes what was done to it.
         rescaled = not np.array_equal(self.inter_feat[self.time_field].to_numpy(), times)
-        self._time_offset = float(times.min()) if rescaled else 0.0
-        self._time_scale = float(times.max() - times.min()) if rescaled else 1.0
+        undone = (float(times.min()), float(times.max() - times.min())) if rescaled else ()
+        self.timestamps = Timestamps(unit, *undone)
+        self.has_dates = self.timestamps.are_dates
 
     def _timestamp_unit(self, times: np.ndarray) -> int | None:
         """Return how many units of the timestamps are a second, or None where they are no dates."""
@@ -285,12 +287,7 @@ class TextSequentialDataset(AtomicFilesDataset):
         Raises:
             ValueError: the dataset has no dates (look at ``has_dates`` first).
         """
-        if not self.has_dates:
-            raise ValueError("this dataset's timestamps are ranks, not dates: look at has_dates before item_dates")
-        times = np.asarray(timestamps, np.float64).ravel() * self._time_scale + self._time_offset
-        # Undoing a rescaling leaves tiny errors, which must not push midnight into the day before.
-        days = np.round(times, 3) // (_SECONDS_PER_DAY * self._units_per_second)
-        return np.datetime_as_string(days.astype("datetime64[D]")).tolist()
+        return self.timestamps.days(timestamps)
 
     # ---- Rows and splits
 

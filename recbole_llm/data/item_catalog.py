@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from recbole_llm.data.dataset import TextSequentialDataset
 from recbole_llm.data.sequences import Ragged
+from recbole_llm.data.timestamps import Timestamps
 from recbole_llm.errors import UserError
 
 PADDING = "[PAD]"
+FINGERPRINTS = ("fingerprint", "text_fingerprint", "column_fingerprint")
 
 
-@dataclass(frozen=True)
-class Times:
-    """What a data set's timestamps are.
+@dataclass(frozen=True, kw_only=True)
+class Times(Timestamps):
+    """What a data set's timestamps are, and when it ends.
 
     Attributes:
         last: the latest one, as models see it.
-        units_per_second: how many units are a second; None where they are no dates.
-        offset, scale: of a rescaling, which dates undo.
     """
 
     last: float
-    units_per_second: int | None
-    offset: float
-    scale: float
 
     @classmethod
     def of(cls, dataset: TextSequentialDataset | ItemCatalog) -> Times:
@@ -36,7 +33,7 @@ class Times:
         if isinstance(dataset, ItemCatalog):
             return dataset.times
         last = float(dataset.splits["test"].inter_feat[dataset.time_field].max())
-        return cls(last, dataset._units_per_second, dataset._time_offset, dataset._time_scale)
+        return cls(last=last, **asdict(dataset.timestamps))
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class ItemCatalog:
         config: RecBole configuration.
         ids, texts: of the items 1, 2, ...
         times: what timestamps are.
-        fingerprints: ``fingerprint``, ``text_fingerprint`` and ``column_fingerprint`` of the data set.
+        fingerprints: ``FINGERPRINTS`` of the data set.
         histories: of users that may be asked for; None: there are none.
 
     Attributes:
@@ -85,17 +82,12 @@ class ItemCatalog:
         self.max_item_list_len = config["MAX_ITEM_LIST_LENGTH"]
         self.item_texts, self.item_num = ["", *texts], len(texts) + 1
         self.times, self.histories = times, histories
-        self.has_dates = times.units_per_second is not None
-        self._units_per_second, self._time_offset, self._time_scale = times.units_per_second, times.offset, times.scale
-        self.fingerprint, self.text_fingerprint, self.column_fingerprint = (
-            fingerprints[name] for name in ("fingerprint", "text_fingerprint", "column_fingerprint")
-        )
+        self.has_dates, self.item_dates = times.are_dates, times.days
+        self.fingerprint, self.text_fingerprint, self.column_fingerprint = (fingerprints[name] for name in FINGERPRINTS)
         tokens = {self.iid_field: [PADDING, *ids], self.uid_field: [PADDING, *(histories.users if histories else ())]}
         self.field2id_token = {field: np.array(names, dtype=object) for field, names in tokens.items()}
         self.field2token_id = {field: {name: n for n, name in enumerate(names)} for field, names in tokens.items()}
         self.splits = dict.fromkeys(("train", "valid", "test"), self)
-
-    item_dates = TextSequentialDataset.item_dates  # it reads what is set above
 
     def num(self, field: str) -> int:
         """How many items there are, padding included.
@@ -109,7 +101,7 @@ class ItemCatalog:
 
     def with_config(self, config: Any) -> ItemCatalog:
         """The same items under another configuration, a teacher's say."""
-        fingerprints = {name: getattr(self, name) for name in ("fingerprint", "text_fingerprint", "column_fingerprint")}
+        fingerprints = {name: getattr(self, name) for name in FINGERPRINTS}
         ids = self.field2id_token[self.iid_field][1:].tolist()
         return ItemCatalog(config, ids, self.item_texts[1:], self.times, fingerprints, self.histories)
 

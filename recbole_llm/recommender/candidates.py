@@ -15,6 +15,11 @@ from recbole_llm.loss.retrieval import retrieval_loss
 from recbole_llm.loss.soft_targets import soft_target_loss
 
 
+def inner_products(users: Tensor, items: Tensor) -> Tensor:
+    """``[B, C]``: products of users ``[B, d]`` with items ``[C, d]``, the same for all, or each one's own, ``[B, C, d]``."""
+    return users @ items.T if items.dim() == 2 else torch.einsum("bd,bcd->bc", users, items)
+
+
 @dataclass(frozen=True)
 class SoftTargets:
     """What a teacher says of the candidates (``soft_targets``).
@@ -53,7 +58,7 @@ class OwnCandidates:
     def retrieval(self, model: Any, users: Tensor) -> tuple[Tensor, Tensor]:
         """L_retrieval of users ``[B, d']``, and the representations of their targets, ``[B, d']``."""
         items = model.represent_candidates(self.items)
-        scores = torch.einsum("bd,bcd->bc", users, items)
+        scores = inner_products(users, items)
         scores = scores if self.offsets is None else scores + self.offsets
         loss = retrieval_loss(scores)
         return loss if self.soft is None else self.soft.mixed(loss, scores, self.soft.scores), items[:, 0]
@@ -92,7 +97,8 @@ class SharedCandidates:
         targets, left_out, log_counts = (
             torch.from_numpy(table).to(items.device) for table in (self.targets, self.left_out, self.log_expected_counts)
         )
-        scores = users @ items.T if self.offsets is None else users @ items.T + self.offsets
+        scores = inner_products(users, items)
+        scores = scores if self.offsets is None else scores + self.offsets
         which = targets, left_out, log_counts
         loss = in_batch_loss(scores, *which)
         if self.soft is not None:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recbole_llm.recommender.candidates import inner_products
+
 
 class ItemTable:
     """A cache of item representations that empties itself when the weights they came from change.
@@ -75,7 +77,7 @@ class ItemTable:
         """Inner products of users ``[B, d']`` with their candidates int64 ``[B, C]``, ``[B, C]``; with None those of the whole
         catalog, ``[B, items]`` (column 0, the padding item, is -inf)."""
         if candidates is not None:
-            return torch.einsum("bd,bcd->bc", users, self.rows(candidates.cpu().numpy()))
-        scores = users @ self.whole().T
+            return inner_products(users, self.rows(candidates.cpu().numpy()))
+        scores = inner_products(users, self.whole())
         scores[:, 0] = float("-inf")
         return scores

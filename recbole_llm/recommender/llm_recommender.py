@@ -25,7 +25,7 @@ from recbole_llm.errors import UserError
 from recbole_llm.prompt.batch import PromptBatch
 from recbole_llm.prompt.retrieval import Histories
 from recbole_llm.recommender.base import BackboneRecommender
-from recbole_llm.recommender.candidates import OwnCandidates, SharedCandidates, SharedDraw, SoftTargets
+from recbole_llm.recommender.candidates import OwnCandidates, SharedCandidates, SharedDraw, SoftTargets, inner_products
 from recbole_llm.recommender.form import Form
 from recbole_llm.recommender.generation import GenerationForm
 from recbole_llm.recommender.heads import projection
@@ -273,8 +273,7 @@ class LLMRecommender(BackboneRecommender):
     def _teacher_scores(self, interaction: Interaction, ends: np.ndarray, items: np.ndarray) -> Tensor:
         """What the teacher scores items int64 ``[C]`` or ``[B, C]`` for each row, ``[B, C]``."""
         vectors = self.teacher.item_vectors[torch.from_numpy(items).to(self.teacher.item_vectors.device)]
-        states = self.teacher.represent_windows(interaction, ends)
-        return states @ vectors.T if vectors.dim() == 2 else torch.einsum("bd,bcd->bc", states, vectors)
+        return inner_products(self.teacher.represent_windows(interaction, ends), vectors)
 
     def window_ends(self, interaction: Interaction) -> np.ndarray:
         """For each row the last row of its window (``train_targets: window``), int64 ``[B]``; else each row is its own."""

@@ -20,6 +20,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
+from recbole_llm.recommender.candidates import inner_products
 from recbole_llm.teacher.teacher import Teacher
 
 GATES = tuple(step / 10 for step in range(11))
@@ -51,7 +52,7 @@ class StandardScores:
         variance = torch.einsum("bd,de,be->b", states, self._covariance, states)[:, None]
         states = torch.where(variance > 1e-12, states / variance.clamp_min(1e-12).sqrt(), 0)
         vectors = self.centered if items is None else self.centered[items]
-        return torch.einsum("bd,bcd->bc", states, vectors) if vectors.dim() == 3 else states @ vectors.T
+        return inner_products(states, vectors)
 
 
 def fitted_scale(scores: Tensor) -> float:

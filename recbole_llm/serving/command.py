@@ -9,8 +9,8 @@ from dataclasses import fields
 from typing import Any
 
 from recbole_llm.config.checks import GIVEN
-from recbole_llm.config.command_line import parse_command_line
-from recbole_llm.errors import UserError, closest, say
+from recbole_llm.config.command_line import parse_command_line, refuse_unknown
+from recbole_llm.errors import UserError, say
 from recbole_llm.serving.limits import Limits
 
 EXPORT_HELP = """\
@@ -80,10 +80,7 @@ def _read(argv: Sequence[str], known: set[str], flags: Sequence[str] = ()) -> tu
     words = [f"--{word[2:].replace('-', '_', 1)}" if word.startswith("--with-") else word for word in argv]
     sources = [word for word in words if not word.startswith("-")]
     settings = parse_command_line([word for word in words if word.startswith("-")], flags=flags)
-    unknown = [name for name in settings if name not in known | {"help"}]
-    if unknown:
-        near = closest(unknown[0], known)
-        raise UserError(f"unknown key --{unknown[0]}" + (f"; did you mean --{near}?" if near else f"; known: {sorted(known)}."))
+    refuse_unknown(settings, known | {"help"})
     return sources, settings
 
 

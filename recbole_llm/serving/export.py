@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from recbole_llm import checkpoint, exported, registry
@@ -21,16 +20,15 @@ from recbole_llm.backbone.load import locate
 from recbole_llm.backbone.reading import MODEL_FILES, model_digest
 from recbole_llm.backbone.settings import read_settings
 from recbole_llm.config.settings import beside_data
-from recbole_llm.data.item_catalog import Times
+from recbole_llm.data.item_catalog import FINGERPRINTS, Times
 from recbole_llm.errors import UserError
 from recbole_llm.files import format_size, replace_text, tree_size, written_folder
 from recbole_llm.loading import NOT_FROM_A_RECORD
 from recbole_llm.recommend import TrainedRecommender, load
-from recbole_llm.serving.service import sample_of_users
-from recbole_llm.serving.vectors import Vectors, vectors_of
+from recbole_llm.serving.service import rows_of_users, sample_of_users, spread_users
+from recbole_llm.serving.vectors import Vectors, alike, vectors_of
 
 _CHECKED = 16  # histories whose scores must be the same after loading
-_TOLERANCE = 1e-3  # of scores, as a share of their spread
 
 
 def export(
@@ -63,7 +61,7 @@ def export(
     name = str(trained.config["model"])
     llm = _llm_of(trained, with_backbone)
     vectors = vectors_of(trained)
-    queries = _queries(trained)
+    queries = rows_of_users(trained, spread_users(trained, _CHECKED))
     expected = trained.scores(queries)[:, 1:].float().cpu()
     manifest = _manifest(trained, vectors)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -140,15 +138,9 @@ def _manifest(trained: TrainedRecommender, vectors: Vectors) -> dict[str, Any]:
         "llm": {name: checkpoint.as_json(backbone.identity) for name, backbone in backbones.items()} or None,
         "llm_copy": None,
         "times": asdict(Times.of(dataset)),
-        "fingerprints": {name: getattr(dataset, name) for name in exported.FINGERPRINTS},
+        "fingerprints": {name: getattr(dataset, name) for name in FINGERPRINTS},
         "dataset_settings": checkpoint.as_json(beside_data(config, config["dataset"])),
     }
-
-
-def _queries(trained: TrainedRecommender) -> Any:
-    users = trained.users()
-    chosen = users[:: max(1, len(users) // _CHECKED)][:_CHECKED]
-    return trained.rows([trained.sequence_of_user(int(user)) for user in chosen], torch.from_numpy(chosen))
 
 
 def _histories(trained: TrainedRecommender) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -191,7 +183,7 @@ def _check_same(folder: Path, name: str, expected: Tensor, queries: Any, backbon
     """
     again = TrainedRecommender(folder, {} if backbone is None else {"backbone": backbone})
     scores = again.scores(queries)[:, 1:].float().cpu()
-    if (scores - expected).abs().max() > _TOLERANCE * expected.std(dim=1).mean().clamp_min(1e-30):
+    if not alike(scores, expected):
         raise UserError(f"{name} scores otherwise without the interactions, so it cannot be exported: serve its run's folder.")
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from recbole.data.interaction import Interaction
 from torch import Tensor
 from torch.nn import functional
 
@@ -110,7 +110,6 @@ class Service:
             return Query(number, *self.trained.sequence_of_user(number), topk, exclude_history)
         if not history:
             raise UserError("history: give at least one title.")
-        assert history is not None
         items = [self._item(name) for name in history]
         return Query(0, *self.trained.sequence_of_items(items), topk, exclude_history)
 
@@ -142,10 +141,6 @@ class Service:
             for (items, scores), query in zip(found, queries, strict=True)
         ]
 
-    def titles_of(self, query: Query) -> list[str]:
-        """The titles of a question's history, oldest first."""
-        return [self.titles.texts[item] for item in query.items]
-
     def _named(self, items: np.ndarray, scores: np.ndarray) -> list[Recommendation]:
         ids, texts = self.titles.ids, self.titles.texts
         return [Recommendation(ids[item], texts[item], float(score)) for item, score in zip(items, scores, strict=True)]
@@ -171,11 +166,17 @@ def sample_of_users(trained: TrainedRecommender, vectors: Vectors, most: int = S
     """Vectors of users of the data set, evenly spread, ``[n, d]``; of an export, those that it brings along."""
     if trained.is_export:
         return read_tensors(trained.folder / VECTORS)["sample"]
+    users = spread_users(trained, most)
+    parts = [rows_of_users(trained, users[start : start + _AT_ONCE]) for start in range(0, len(users), _AT_ONCE)]
+    return torch.cat([vectors.encode(rows).cpu() for rows in parts])
+
+
+def spread_users(trained: TrainedRecommender, most: int) -> np.ndarray:
+    """Internal ids of users of the data set, evenly spread, int64; ``most`` of them, or all."""
     users = trained.users()
-    chosen = users[:: max(1, len(users) // most)][:most]
-    parts = []
-    for start in range(0, len(chosen), _AT_ONCE):
-        part = chosen[start : start + _AT_ONCE]
-        rows: Any = trained.rows([trained.sequence_of_user(int(user)) for user in part], torch.from_numpy(part))
-        parts.append(vectors.encode(rows).cpu())
-    return torch.cat(parts)
+    return users[:: max(1, len(users) // most)][:most]
+
+
+def rows_of_users(trained: TrainedRecommender, users: np.ndarray) -> Interaction:
+    """What the model reads of the whole histories of users."""
+    return trained.rows([trained.sequence_of_user(int(user)) for user in users], torch.from_numpy(users))

@@ -97,8 +97,13 @@ def _agree(products: Tensor, scores: Tensor) -> bool:
         return False
     scores = scores.to(products.device)
     factor = (products * scores).sum() / products.square().sum().clamp_min(1e-30)
-    spread = scores.std(dim=1).mean().clamp_min(1e-30)
-    return bool(factor > 0) and bool((factor * products - scores).abs().max() <= _TOLERANCE * spread)
+    return bool(factor > 0) and alike(factor * products, scores)
+
+
+def alike(scores: Tensor, expected: Tensor) -> bool:
+    """Whether scores ``[B, C]`` are the expected ones but for rounding."""
+    spread = expected.std(dim=1).mean().clamp_min(1e-30)
+    return bool((scores - expected).abs().max() <= _TOLERANCE * spread)
 
 
 def _some_histories(trained: TrainedRecommender) -> Interaction:
