@@ -137,7 +137,7 @@ class LLMRecommender(BackboneRecommender):
             self.teacher, self.teacher_run = obtain_teacher(config, dataset.splits)
             settings = select(LLMRecommenderSettings, config)
             if settings.residual_to_teacher and stock.may_train():
-                self._fold_teachers = obtain_fold_teachers(config, dataset.splits, settings.teacher_folds or 2)
+                self._fold_teachers = obtain_fold_teachers(config, self.teacher_run.splits, settings.teacher_folds or 2)
 
     def _needs_teacher(self) -> bool:
         return self.has_item_vectors

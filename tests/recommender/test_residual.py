@@ -116,6 +116,19 @@ def test_behind_a_closed_gate_the_model_is_its_teacher(make_model, kept):
     torch.testing.assert_close(model.score(rows, None)[:, 1:], (found + 0.5 * of_llm)[:, 1:])
 
 
+def test_the_teachers_of_folds_are_trained_on_histories_as_long_as_a_teacher_reads(make_model, kept, monkeypatch):
+    lengths = []
+
+    def watched(splits, *fold):
+        lengths.append(splits["train"].max_item_list_len)
+        return without_fold(splits, *fold)
+
+    monkeypatch.setattr("recbole_llm.teacher.folds.without_fold", watched)
+    teacher = {"epochs": 1, "hidden_size": 8, "inner_size": 8, "n_layers": 1, "train_batch_size": 64, "MAX_ITEM_LIST_LENGTH": 3}
+    make_model("LLMSRec", residual_to_teacher=True, teacher_folds=2, checkpoint_dir=kept, teacher_settings=teacher)
+    assert lengths == [3, 3]
+
+
 def test_the_loss_is_that_of_both_scores(make_model, kept):
     """Of candidates of a row's own: cross-entropy of the LLM's scores plus those of the users' teachers."""
     _, model, splits = make_model("LLMSRec", residual_to_teacher=True, teacher_folds=2, checkpoint_dir=kept)
